@@ -1,0 +1,331 @@
+package pollux
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/pollux-go/pollux/internal/sys"
+	"github.com/pollux-go/pollux/poller"
+)
+
+// A Conn is a connection whose events a [Handler] gets.
+//
+// Write, Writev, Flush, CloseWrite, Close, Pause, Resume, Async, SetIdleTimeout, Queued and the addresses may be called
+// from any goroutine at any time. Peek, Next, Discard, Buffered, Read, Context, SetContext and Detach belong to the
+// callbacks of the connection, functions given to Async included.
+type Conn struct {
+	loop    *loop
+	service *Service
+	token   poller.Token
+	context any
+	remote  sys.Sockaddr // unset for unix sockets
+
+	// What the loop alone touches, and the callbacks that it runs.
+	in     inbound
+	flags  connFlags
+	timer  int64 // the instant of the earliest timer in the loop's heap; 0: none
+	reason error // what OnClose will get
+
+	paused  atomic.Bool
+	blocked atomic.Bool  // the last send found the socket full: only an edge can change that
+	idle    atomic.Int64 // the idle timeout in nanoseconds; 0: none
+	active  atomic.Int64 // the instant of the last progress, kept while there is an idle timeout
+	linger  int64        // the instant at which closing ends; 0: not closing. Loop only
+
+	// mu protects the fields below, and keeps fd open for who holds it.
+	mu    sync.Mutex
+	fd    int32 // -1: gone. Changed by the loop alone, which may read it without mu
+	asked requests
+	state atomic.Uint32 // a connState; others than who holds mu may look at it
+	out   *outbound     // what is queued; nil: nothing
+}
+
+// connFlags belong to the loop.
+type connFlags uint16
+
+const (
+	flagMayRead   connFlags = 1 << iota // the kernel may hold bytes that were not read
+	flagAgain                           // in the loop's list of connections that may read
+	flagTalkative                       // hung up, failed or urgent: a short read no longer means drained
+	flagStream                          // a TCP stream, where it otherwise does
+	flagEOF                             // the peer's end of stream was seen
+	flagDraining                        // to be closed as soon as nothing is under way
+	flagDiscard                         // closing: what still comes is thrown away
+	flagDeliver                         // resumed: what is buffered is to be delivered again
+)
+
+// connState says how far a connection's writing direction has come. It only grows.
+type connState = uint32
+
+const (
+	stateOpen     connState = iota
+	stateFinished           // CloseWrite: nothing more may be written; a FIN follows the last queued byte
+	stateClosing            // Close: the same, and the connection closes then
+	stateClosed             // the descriptor is gone
+)
+
+// requests are what other goroutines want of the loop. The first one posts a letter, the others go with it.
+type requests uint8
+
+const (
+	askClose requests = 1 << iota
+	askResume
+	askIdle
+	askRetry    // the kernel was out of memory: no edge will come
+	askWritable // a Write was refused: OnWritable is wanted when the queue has drained; not answered at once
+	posted      // the letter is under way
+)
+
+// Peek returns the next n bytes without consuming them, or all that are buffered if n is negative. If fewer are there, it
+// returns those and io.ErrShortBuffer. The slice is valid until the callback returns, or until the bytes are consumed
+// and the buffer is used for others: do not keep it, and do not append to it.
+func (c *Conn) Peek(n int) ([]byte, error) {
+	c.loop.checkCallback(c)
+	return c.in.peek(n)
+}
+
+// Next returns the next n bytes, or all that are buffered if n is negative, and consumes them. If fewer are there, it
+// consumes nothing and returns those with io.ErrShortBuffer. The slice is valid until the callback returns.
+func (c *Conn) Next(n int) ([]byte, error) {
+	c.loop.checkCallback(c)
+	b, err := c.in.peek(n)
+	if err == nil {
+		c.in.discard(len(b))
+	}
+	return b, err
+}
+
+// Discard consumes the next n bytes, or all that are buffered if n is negative, and returns how many. If fewer are
+// there, it consumes those and returns io.ErrShortBuffer.
+func (c *Conn) Discard(n int) (int, error) {
+	c.loop.checkCallback(c)
+	b, err := c.in.peek(n)
+	c.in.discard(len(b))
+	return len(b), err
+}
+
+// Buffered returns how many bytes Peek(-1) would return.
+func (c *Conn) Buffered() int {
+	c.loop.checkCallback(c)
+	return c.in.len()
+}
+
+// Read copies buffered bytes into p and consumes them. It never waits: when nothing is buffered it returns
+// [ErrWouldBlock], or io.EOF after the end of the stream.
+func (c *Conn) Read(p []byte) (int, error) {
+	c.loop.checkCallback(c)
+	if len(p) == 0 {
+		return 0, nil
+	}
+	b, _ := c.in.peek(-1)
+	if len(b) == 0 {
+		if c.flags&flagEOF != 0 {
+			return 0, io.EOF
+		}
+		return 0, ErrWouldBlock
+	}
+	n := copy(p, b)
+	c.in.discard(n)
+	return n, nil
+}
+
+// Write sends p, or queues what the socket does not take at once. It never waits, and p may be reused when it returns.
+// When the queue reaches Config.WriteLimit, it takes what fits, returns that number and [ErrWouldBlock], and OnWritable
+// is called once the queue has drained. Writes of several goroutines do not mix.
+//
+// Inside a callback of the connection, small writes are gathered and go out in one system call when the callback
+// returns; Flush sends them earlier.
+func (c *Conn) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	n, err := c.write(p)
+	c.mu.Unlock()
+	return n, err
+}
+
+// Writev writes the slices in order, as one Write of them all.
+func (c *Conn) Writev(bufs ...[]byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	total := 0
+	for _, b := range bufs {
+		total += len(b)
+	}
+	if c.out == nil && c.state.Load() == stateOpen && !c.blocked.Load() && (!c.corked() || total > corkMost) {
+		return c.sendv(bufs, total)
+	}
+	sum := 0
+	for _, b := range bufs {
+		n, err := c.write(b)
+		sum += n
+		if err != nil {
+			return sum, err
+		}
+	}
+	return sum, nil
+}
+
+// Flush sends what writes in this callback have gathered, as far as the socket takes it.
+func (c *Conn) Flush() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state.Load() >= stateClosing {
+		return ErrClosed
+	}
+	return c.flush()
+}
+
+// Queued returns how many bytes Write has accepted that the kernel has not taken yet.
+func (c *Conn) Queued() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.out.len()
+}
+
+// Pause stops reading: OnData is not called, and the peer is slowed down once the kernel's buffers are full. A Pause
+// inside OnData holds from its return on.
+func (c *Conn) Pause() { c.paused.Store(true) }
+
+// Resume ends a Pause. OnData is called again if bytes are buffered.
+func (c *Conn) Resume() {
+	if c.paused.CompareAndSwap(true, false) {
+		c.mu.Lock()
+		c.ask(askResume)
+		c.mu.Unlock()
+	}
+}
+
+// CloseWrite sends the peer an end of stream after the last queued byte. The peer's bytes are still read.
+func (c *Conn) CloseWrite() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state.Load() != stateOpen {
+		return ErrClosed
+	}
+	c.state.Store(stateFinished)
+	if c.out.len() > 0 {
+		return nil // The flush that sends the last byte sees to it.
+	}
+	return c.shutdownWrite()
+}
+
+func (c *Conn) shutdownWrite() error {
+	if errno := sys.Shutdown(int(c.fd), sys.SHUT_WR); errno != 0 && errno != sys.ENOTCONN {
+		return os.NewSyscallError(sys.OpShutdown.String(), errno)
+	}
+	return nil
+}
+
+// Close closes the connection after what is queued has been sent, for which it has Config.Linger. Nothing can be written
+// any more, and what still arrives is thrown away. OnClose follows. A second Close returns [ErrClosed].
+func (c *Conn) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state.Load() >= stateClosing {
+		return ErrClosed
+	}
+	c.state.Store(stateClosing)
+	c.ask(askClose)
+	return nil
+}
+
+// Async has fn called on the connection's loop, as a callback of the connection and in the order of the calls. It
+// returns [ErrClosed] if the connection is closed, and an error that wraps poller.ErrMailboxFull if 65,536 such calls
+// wait for the loop already. When the connection closes before its turn comes, fn is not called.
+func (c *Conn) Async(fn func(*Conn)) error {
+	if c.state.Load() == stateClosed {
+		return ErrClosed
+	}
+	err := c.loop.inner.Post(func() { c.loop.async(c, fn) })
+	if errors.Is(err, poller.ErrClosed) {
+		return ErrClosed
+	}
+	return err
+}
+
+// SetIdleTimeout makes the connection close with [ErrIdleTimeout] once nothing was read or sent for d. 0 ends that.
+func (c *Conn) SetIdleTimeout(d time.Duration) error {
+	if d < 0 {
+		return errors.New("pollux: an idle timeout must not be negative, it is " + d.String())
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state.Load() == stateClosed {
+		return ErrClosed
+	}
+	c.active.Store(poller.Nanotime())
+	c.idle.Store(int64(d))
+	c.ask(askIdle)
+	return nil
+}
+
+// SetContext keeps v with the connection.
+func (c *Conn) SetContext(v any) { c.context = v }
+
+// Context returns what SetContext has kept.
+func (c *Conn) Context() any { return c.context }
+
+// RemoteAddr returns the peer's address.
+func (c *Conn) RemoteAddr() net.Addr {
+	if c.remote.Family == sys.AF_INET || c.remote.Family == sys.AF_INET6 {
+		return tcpAddr(c.remote)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.fd >= 0 {
+		if name, errno := sys.UnixPeerName(int(c.fd)); errno == 0 {
+			return unixAddr(name)
+		}
+	}
+	return unixAddr("")
+}
+
+// LocalAddr returns the address of this end. After the close it is the listener's, or nil for a dialed connection.
+func (c *Conn) LocalAddr() net.Addr {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.fd >= 0 {
+		if a := localAddr(int(c.fd)); a != nil {
+			return a
+		}
+	}
+	return c.service.addr()
+}
+
+// Detach takes the connection out of its loop and returns it as a net.Conn, which reads first what is buffered here.
+// Only a callback may call it, and nothing may be queued: it flushes, and returns [ErrWouldBlock] when that does not
+// suffice. OnClose is called with [ErrDetached] when the callback returns.
+func (c *Conn) Detach() (net.Conn, error) {
+	if c.loop.current.Load() != c {
+		return nil, ErrNotInCallback
+	}
+	return c.loop.detach(c)
+}
+
+// ask tells the loop that something is wanted. Inside a callback the loop sees it when the callback returns; else the
+// first request posts a letter, and those that come before it is read go with it. mu is held.
+func (c *Conn) ask(what requests) {
+	if c.state.Load() == stateClosed {
+		return
+	}
+	c.asked |= what
+	if c.asked&posted == 0 && !c.corked() {
+		c.asked |= posted
+		// Bounded by one letter a connection. It fails only when the loop is gone, and has closed every connection.
+		_ = c.loop.inner.PostAlways(func() { c.loop.answer(c) })
+	}
+}
+
+// corked tells whether a callback of the connection is running. mu is held.
+func (c *Conn) corked() bool { return c.loop.current.Load() == c }
+
+// progress notes that bytes have moved, for the idle timeout.
+func (c *Conn) progress() {
+	if c.idle.Load() != 0 {
+		c.active.Store(poller.Nanotime())
+	}
+}

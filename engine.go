@@ -1,0 +1,595 @@
+package pollux
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/pollux-go/pollux/internal/sys"
+	"github.com/pollux-go/pollux/poller"
+)
+
+// An Engine is what everything runs on: event loops for connections with handlers, and a poller for goroutines that
+// block. Both start when they are first needed. All its methods may be called from any goroutine.
+type Engine struct {
+	config Config
+	log    *slog.Logger
+	conns  atomic.Int64 // with handlers
+
+	mu       sync.Mutex // protects what follows; loops is read without it by who has been given one
+	closed   bool
+	loops    []*loop
+	poller   *poller.Poller
+	services map[*Service]struct{}
+	nets     map[*netListener]struct{}
+}
+
+// New makes an engine. It reads no environment: see [ConfigFromEnv] for that. A Config that does not hold together is an
+// error, and so is a backend that does not work here.
+func New(config Config) (*Engine, error) {
+	config, err := config.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	// Better to know now than with the first connection.
+	b, err := openBackend(config.Backend)
+	if err != nil {
+		return nil, err
+	}
+	config.Backend = Kind(b.Name())
+	if err := b.Close(); err != nil {
+		return nil, err
+	}
+	return &Engine{
+		config:   config,
+		log:      config.Logger,
+		services: map[*Service]struct{}{},
+		nets:     map[*netListener]struct{}{},
+	}, nil
+}
+
+// Backend returns the name of the backend that the event loops use: "epoll".
+func (e *Engine) Backend() string { return string(e.config.Backend) }
+
+// Loops returns the number of event loops.
+func (e *Engine) Loops() int { return e.config.Loops }
+
+// Conns returns how many connections with handlers are open.
+func (e *Engine) Conns() int { return int(e.conns.Load()) }
+
+// start starts the event loops if they do not run yet. mu is held.
+func (e *Engine) start() error {
+	if e.closed {
+		return ErrClosed
+	}
+	if e.loops != nil {
+		return nil
+	}
+	var loops []*loop
+	for range e.config.Loops {
+		b, err := openBackend(e.config.Backend)
+		if err != nil {
+			for _, l := range loops {
+				l.backend.Close()
+			}
+			return fmt.Errorf("start %d event loops: %w", e.config.Loops, err)
+		}
+		loops = append(loops, newLoop(e, b))
+	}
+	e.loops = loops
+	for _, l := range loops {
+		go l.run()
+	}
+	return nil
+}
+
+// netPoller returns the poller of the net API, which it starts if need be. It is epoll whatever the configuration says:
+// goroutines that block need a loop that is an ordinary goroutine itself.
+func (e *Engine) netPoller() (*poller.Poller, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return nil, ErrClosed
+	}
+	if e.poller == nil {
+		b, err := openBackend(KindEpoll)
+		if err != nil {
+			return nil, err
+		}
+		if e.poller, err = poller.New(b); err != nil {
+			return nil, err
+		}
+	}
+	return e.poller, nil
+}
+
+// Open registers a file descriptor that goroutines want to wait on: a pipe, an eventfd, a timerfd, a tun device, a
+// socket. The Desc owns fd from then on; see [poller.Poller.Open].
+func (e *Engine) Open(fd int) (*poller.Desc, error) {
+	p, err := e.netPoller()
+	if err != nil {
+		return nil, err
+	}
+	return p.Open(fd)
+}
+
+// A Service is a handler and the addresses it is served on.
+type Service struct {
+	engine    *Engine
+	handler   Handler
+	acceptors []*acceptor
+	dialed    bool // made by Dial: it ends with its connections
+
+	readLimit  int
+	writeLimit int
+	writeLow   int
+
+	conns    atomic.Int64
+	draining atomic.Bool
+	closing  atomic.Bool // what waits in the listeners' queues is not accepted any more
+	empty    chan struct{}
+	emptied  sync.Once
+	stopping sync.Once
+	stopped  chan struct{} // closed when nothing is accepted any more
+}
+
+func (e *Engine) newService(h Handler) *Service {
+	return &Service{
+		engine:     e,
+		handler:    h,
+		readLimit:  e.config.ReadLimit,
+		writeLimit: e.config.WriteLimit,
+		writeLow:   e.config.WriteLow,
+		empty:      make(chan struct{}),
+		stopped:    make(chan struct{}),
+	}
+}
+
+// join counts a connection that is about to be given to l.
+func (s *Service) join(l *loop) {
+	s.engine.conns.Add(1)
+	s.conns.Add(1)
+	l.count.Add(1)
+}
+
+// leave counts one that has ended. It is the last thing that happens to it.
+func (s *Service) leave(l *loop) {
+	l.count.Add(-1)
+	s.engine.conns.Add(-1)
+	if s.conns.Add(-1) == 0 {
+		if s.draining.Load() {
+			s.emptied.Do(func() { close(s.empty) })
+		}
+		if s.dialed {
+			s.engine.forget(s)
+		}
+	}
+}
+
+func (e *Engine) forget(s *Service) {
+	e.mu.Lock()
+	delete(e.services, s)
+	e.mu.Unlock()
+}
+
+// addr returns the address of the first listener, or nil.
+func (s *Service) addr() net.Addr {
+	if len(s.acceptors) == 0 {
+		return nil
+	}
+	return s.acceptors[0].ln.addr
+}
+
+// Addrs returns the addresses that are listened on, with the ports that the kernel has chosen.
+func (s *Service) Addrs() []net.Addr {
+	addrs := make([]net.Addr, len(s.acceptors))
+	for i, a := range s.acceptors {
+		addrs[i] = a.ln.addr
+	}
+	return addrs
+}
+
+// Conns returns how many connections of the service are open.
+func (s *Service) Conns() int { return int(s.conns.Load()) }
+
+// Bind listens on the addresses and has h called for their connections. It does not wait. An address is one of
+//
+//	tcp://host:port  tcp4://  tcp6://   an empty host is every address, port 0 lets the kernel choose
+//	unix:///path  unix://@name          a file of mode Config.UnixMode, or an abstract name
+//	fd://3                              a listening socket that the process has inherited; it is taken over
+//	systemd://  systemd://name          those that systemd passes, all or the ones of that name
+//
+// or several of them separated by commas. The file of a unix socket that nobody listens on any more is replaced; any
+// other file is left alone.
+func (e *Engine) Bind(h Handler, addrs ...string) (*Service, error) {
+	if h == nil {
+		return nil, errors.New("pollux: the handler is nil")
+	}
+	parsed, err := parseAddresses(addrs...)
+	if err != nil {
+		return nil, err
+	}
+	var open []*listening
+	for _, a := range parsed {
+		some, err := e.listenOn(a)
+		open = append(open, some...)
+		if err != nil {
+			for _, ln := range open {
+				ln.close()
+			}
+			return nil, err
+		}
+	}
+	return e.serve(h, open)
+}
+
+func (e *Engine) listenOn(a address) ([]*listening, error) {
+	var fds []int
+	switch a.network {
+	case "fd":
+		var fd int
+		_, _ = fmt.Sscan(a.rest, &fd) // parseAddress has checked it.
+		fds = []int{fd}
+	case "systemd":
+		var err error
+		if fds, err = inherited(a.rest); err != nil {
+			return nil, err
+		}
+	default:
+		ln, err := e.config.listen(context.Background(), a.network, a.rest)
+		if err != nil {
+			return nil, err
+		}
+		return []*listening{ln}, nil
+	}
+	var open []*listening
+	for _, fd := range fds {
+		ln, err := e.config.adopt(fd)
+		if err != nil {
+			return open, err
+		}
+		open = append(open, ln)
+	}
+	return open, nil
+}
+
+// serve starts to accept. It takes the sockets over, and closes them if it fails.
+func (e *Engine) serve(h Handler, open []*listening) (*Service, error) {
+	s := e.newService(h)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := e.start(); err != nil {
+		for _, ln := range open {
+			ln.close()
+		}
+		return nil, err
+	}
+	for i, ln := range open {
+		s.acceptors = append(s.acceptors, &acceptor{loop: e.loops[i%len(e.loops)], service: s, ln: ln, next: i})
+	}
+	failed := make(chan error, len(open))
+	for _, a := range s.acceptors {
+		if err := a.loop.inner.PostAlways(func() { failed <- a.loop.addAcceptor(a) }); err != nil {
+			failed <- err
+		}
+	}
+	var errs []error
+	for range s.acceptors {
+		errs = append(errs, <-failed)
+	}
+	if err := errors.Join(errs...); err != nil {
+		s.closing.Store(true)
+		for _, a := range s.acceptors {
+			if a.loop.inner.PostAlways(func() { a.loop.removeAcceptor(a) }) != nil {
+				a.ln.close()
+			}
+		}
+		return nil, err
+	}
+	e.services[s] = struct{}{}
+	return s, nil
+}
+
+// Serve has h called for the connections of ln, which must be a TCP or unix listener with a file descriptor, as those of
+// package net and of pollux are: one that a parent process or systemd has passed, for instance. It returns when the
+// service has ended, with [ErrClosed], and has closed ln then.
+func (e *Engine) Serve(ln net.Listener, h Handler) error {
+	if h == nil || ln == nil {
+		return errors.New("pollux: the listener or the handler is nil")
+	}
+	adopted, err := e.config.adoptListener(ln)
+	if err != nil {
+		return err
+	}
+	defer ln.Close()
+	s, err := e.serve(h, []*listening{adopted})
+	if err != nil {
+		return err
+	}
+	<-s.empty
+	return ErrClosed
+}
+
+// ListenAndServe is Bind that returns when ctx ends, after a [Service.Shutdown] within Config.Drain, whose result it
+// returns. When the service ends otherwise it returns [ErrClosed].
+func (e *Engine) ListenAndServe(ctx context.Context, addr string, h Handler) error {
+	s, err := e.Bind(h, addr)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-s.empty:
+		return ErrClosed
+	case <-ctx.Done():
+	}
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), e.config.Drain)
+	defer cancel()
+	return s.Shutdown(drain)
+}
+
+// Dial connects to an address, tcp:// or unix://, and has h called for the connection. It waits until OnOpen has
+// returned or ctx ends, so a handler must not call it: it gets [ErrInHandler].
+func (e *Engine) Dial(ctx context.Context, addr string, h Handler) (*Conn, error) {
+	if h == nil {
+		return nil, errors.New("pollux: the handler is nil")
+	}
+	if e.inHandler() {
+		return nil, ErrInHandler
+	}
+	a, err := parseAddress(addr)
+	if err != nil {
+		return nil, err
+	}
+	if a.network == "fd" || a.network == "systemd" {
+		return nil, fmt.Errorf("dial %q: only tcp and unix addresses can be dialed", addr)
+	}
+	d, err := e.dial(ctx, a.network, a.rest)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := d.Release()
+	if err != nil {
+		return nil, err
+	}
+	from, errno := sys.Getpeername(fd)
+	if errno != 0 {
+		sys.Close(fd)
+		return nil, &net.OpError{Op: "dial", Net: a.network, Err: os.NewSyscallError(sys.OpGetpeername.String(), errno)}
+	}
+	s := e.newService(h)
+	s.dialed = true
+	e.mu.Lock()
+	if err := e.start(); err != nil {
+		e.mu.Unlock()
+		sys.Close(fd)
+		return nil, err
+	}
+	e.services[s] = struct{}{}
+	l := e.loops[0]
+	for _, other := range e.loops {
+		if other.count.Load() < l.count.Load() {
+			l = other
+		}
+	}
+	s.join(l)
+	e.mu.Unlock()
+	c := newConn(l, s, fd, from, from.Family != sys.AF_UNIX)
+	open := make(chan struct{})
+	err = l.inner.PostAlways(func() {
+		l.register(c)
+		close(open)
+	})
+	if err != nil {
+		sys.Close(fd)
+		s.leave(l)
+		return nil, ErrClosed
+	}
+	select {
+	case <-open:
+		return c, nil
+	case <-ctx.Done():
+		_ = c.Close()
+		return nil, ctx.Err()
+	}
+}
+
+// inHandler tells whether the caller runs on the thread of one of the loops.
+func (e *Engine) inHandler() bool {
+	e.mu.Lock()
+	loops := e.loops
+	e.mu.Unlock()
+	if len(loops) == 0 {
+		return false
+	}
+	id := int64(sys.Gettid())
+	for _, l := range loops {
+		if l.thread.Load() == id {
+			return true
+		}
+	}
+	return false
+}
+
+// Shutdown ends the service gracefully. It accepts what waits in the listeners' queues and closes them; each connection
+// is closed as soon as every byte that the kernel has accepted for it was handled and every answer was sent. A
+// connection is not waited for once it is idle; one whose handler works for it elsewhere says so by Pause.
+//
+// When ctx ends first, the rest is closed at once, and the error says how many connections and queued bytes that were.
+// When Shutdown returns, no handler of the service runs any more. Inside a handler it cannot wait: there it returns nil
+// at once, and goes on in the background.
+func (s *Service) Shutdown(ctx context.Context) error {
+	if s.engine.inHandler() {
+		go func() { _ = s.shutdown(ctx) }()
+		return nil
+	}
+	return s.shutdown(ctx)
+}
+
+// handlerGrace is how long a shutdown that closes connections by force waits for handlers that are running.
+const handlerGrace = 5 * time.Second
+
+func (s *Service) shutdown(ctx context.Context) error {
+	defer s.engine.forget(s)
+	s.stopping.Do(func() { go s.stopAccepting() })
+	select {
+	case <-s.stopped:
+	case <-ctx.Done():
+		s.closing.Store(true)
+	}
+	s.draining.Store(true)
+	if s.conns.Load() == 0 {
+		s.emptied.Do(func() { close(s.empty) })
+	}
+	s.each(func(l *loop, c *Conn) { l.drain(c) })
+	select {
+	case <-s.empty:
+		return nil
+	case <-ctx.Done():
+	}
+	conns, queued := s.force()
+	grace := time.NewTimer(handlerGrace)
+	defer grace.Stop()
+	select {
+	case <-s.empty:
+	case <-grace.C:
+		return fmt.Errorf("shutdown: a handler has been running for %v after its time and still runs: %w", handlerGrace, context.Cause(ctx))
+	}
+	if conns == 0 {
+		return nil
+	}
+	return fmt.Errorf("shutdown: %d connections with %d queued bytes were closed by force: %w", conns, queued, context.Cause(ctx))
+}
+
+// stopAccepting closes the listeners, each on its loop.
+func (s *Service) stopAccepting() {
+	done := make(chan struct{}, len(s.acceptors))
+	for _, a := range s.acceptors {
+		err := a.loop.inner.PostAlways(func() {
+			a.loop.removeAcceptor(a)
+			done <- struct{}{}
+		})
+		if err != nil {
+			done <- struct{}{} // The loop is gone, and has closed it.
+		}
+	}
+	for range s.acceptors {
+		<-done
+	}
+	close(s.stopped)
+}
+
+// each has f called on its loop for every connection of the service, soon.
+func (s *Service) each(f func(*loop, *Conn)) {
+	for _, l := range s.engine.loops {
+		_ = l.inner.PostAlways(func() {
+			for _, src := range l.sources.All {
+				if c := src.conn; c != nil && c.service == s {
+					l.guard(func() { f(l, c) })
+				}
+			}
+		})
+	}
+}
+
+// force closes every connection of the service at once, and returns how many there were and what they had queued.
+func (s *Service) force() (conns, queued int64) {
+	var n, bytes atomic.Int64
+	s.each(func(l *loop, c *Conn) {
+		n.Add(1)
+		bytes.Add(int64(c.Queued()))
+		l.destroy(c, ErrShutdown)
+	})
+	select {
+	case <-s.empty:
+	case <-time.After(handlerGrace):
+	}
+	return n.Load(), bytes.Load()
+}
+
+// Shutdown ends the engine: every service as [Service.Shutdown] does, and the net API, whose listeners are closed at
+// once and whose connections may be used until ctx ends. Inside a handler it returns nil at once and goes on in the
+// background. A second one, or one after Close, returns [ErrClosed].
+func (e *Engine) Shutdown(ctx context.Context) error {
+	e.mu.Lock()
+	if e.closed {
+		e.mu.Unlock()
+		return ErrClosed
+	}
+	e.closed = true
+	e.mu.Unlock()
+	if e.inHandler() {
+		go func() { _ = e.shutdown(ctx) }()
+		return nil
+	}
+	return e.shutdown(ctx)
+}
+
+// Close is Shutdown without the grace: what is queued is lost, and OnClose gets [ErrShutdown].
+func (e *Engine) Close() error {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	cancel(errClosedNow)
+	if err := e.Shutdown(ctx); !errors.Is(err, errClosedNow) {
+		return err
+	}
+	return nil
+}
+
+var errClosedNow = errors.New("the engine was closed")
+
+func (e *Engine) shutdown(ctx context.Context) error {
+	e.mu.Lock()
+	var services []*Service
+	for s := range e.services {
+		services = append(services, s)
+	}
+	for ln := range e.nets {
+		go ln.Close()
+	}
+	p := e.poller
+	e.mu.Unlock()
+
+	errs := make([]error, len(services))
+	var wg sync.WaitGroup
+	for i, s := range services {
+		wg.Go(func() { errs[i] = s.shutdown(ctx) })
+	}
+	var netErr error
+	if p != nil {
+		netErr = errors.Join(waitForDescs(ctx, p), p.Close())
+	}
+	wg.Wait()
+	errs = append(errs, netErr)
+	for _, l := range e.loops {
+		l.inner.Stop()
+	}
+	for _, l := range e.loops {
+		select {
+		case <-l.done:
+		case <-time.After(handlerGrace):
+			errs = append(errs, errors.New("shutdown: an event loop does not end: a handler still runs"))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// waitForDescs waits until the users of the net API have closed what they have open.
+func waitForDescs(ctx context.Context, p *poller.Poller) error {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for p.Len() > 0 {
+		select {
+		case <-ctx.Done():
+			if n := p.Len(); n > 0 {
+				return fmt.Errorf("shutdown: %d descriptors of the net API were still open: %w", n, context.Cause(ctx))
+			}
+		case <-tick.C:
+		}
+	}
+	return nil
+}

@@ -1,0 +1,235 @@
+package pollux
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"reflect"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/caarlos0/env/v11"
+)
+
+// settings is the one table of the environment: its tags name each variable, its default, what is allowed and what it
+// is for. ConfigFromEnv parses it, Variables prints it, and the README's table is checked against it.
+type settings struct {
+	Backend    Kind          `env:"POLLUX_BACKEND" envDefault:"auto" allowed:"auto, epoll" help:"what the event loops wait on"`
+	Loops      count         `env:"POLLUX_LOOPS" envDefault:"0" allowed:"0 to 1024" help:"number of event loops; 0: one for each CPU that GOMAXPROCS allows"`
+	MaxConns   count         `env:"POLLUX_MAX_CONNS" envDefault:"0" allowed:"0 to 1073741824" help:"most connections with handlers at once; 0: no limit"`
+	ReadLimit  size          `env:"POLLUX_READ_LIMIT" envDefault:"1MiB" allowed:"1 to 1GiB" help:"most bytes that a handler may leave unread before its connection is closed"`
+	WriteLimit size          `env:"POLLUX_WRITE_LIMIT" envDefault:"1MiB" allowed:"1 to 1GiB" help:"most bytes queued for a peer that does not read; beyond, Write returns ErrWouldBlock"`
+	WriteLow   size          `env:"POLLUX_WRITE_LOW" envDefault:"0" allowed:"0 to POLLUX_WRITE_LIMIT" help:"OnWritable is called when the queue has drained to so many bytes; 0: a quarter of the write limit"`
+	BufferSize size          `env:"POLLUX_BUFFER_SIZE" envDefault:"64KiB" allowed:"4KiB to 16MiB" help:"each loop's read buffer, and what a connection may read before others have their turn"`
+	Linger     time.Duration `env:"POLLUX_LINGER" envDefault:"5s" allowed:"a duration; below 0: no time at all" help:"how long a closing connection may take to send what is queued"`
+	Drain      time.Duration `env:"POLLUX_DRAIN" envDefault:"10s" allowed:"a duration above 0" help:"how long ListenAndServe waits for its connections to finish when its context has ended"`
+	KeepAlive  time.Duration `env:"POLLUX_KEEPALIVE" envDefault:"15s" allowed:"a duration; below 0: never" help:"after how long a silence, and how often, TCP asks whether the peer is there"`
+	Backlog    count         `env:"POLLUX_BACKLOG" envDefault:"0" allowed:"0 to 65536" help:"connections that may wait to be accepted; 0: as net.core.somaxconn"`
+	Log        logLevel      `env:"POLLUX_LOG" envDefault:"warn" allowed:"off, error, warn, info, debug" help:"what is written to the log"`
+}
+
+// config turns the settings into a Config that has been checked.
+func (s *settings) config() (Config, error) {
+	c := Config{
+		Backend:    s.Backend,
+		Loops:      int(s.Loops),
+		MaxConns:   int(s.MaxConns),
+		ReadLimit:  notZero(s.ReadLimit),
+		WriteLimit: notZero(s.WriteLimit),
+		WriteLow:   int(s.WriteLow),
+		BufferSize: notZero(s.BufferSize),
+		Linger:     s.Linger,
+		Drain:      s.Drain,
+		KeepAlive:  s.KeepAlive,
+		Backlog:    int(s.Backlog),
+		Logger:     s.Log.logger(),
+	}
+	return c.withDefaults()
+}
+
+// notZero makes a 0 that somebody has written out of range: in a Config, it would be the default.
+func notZero(s size) int {
+	if s == 0 {
+		return -1
+	}
+	return int(s)
+}
+
+// count is a number that is not negative.
+type count int
+
+func (c *count) UnmarshalText(text []byte) error {
+	n, err := strconv.ParseUint(string(text), 10, 31)
+	if err != nil {
+		return errors.Unwrap(err)
+	}
+	*c = count(n)
+	return nil
+}
+
+// size is a number of bytes, with or without a unit: 65536, 64KiB, 1MiB, 1GiB; k, m and g are short for those.
+type size int
+
+func (s *size) UnmarshalText(text []byte) error {
+	number := strings.TrimRight(string(text), "kKmMgGiIbB")
+	shift := 0
+	switch strings.ToLower(string(text[len(number):])) {
+	case "", "b":
+	case "k", "kib":
+		shift = 10
+	case "m", "mib":
+		shift = 20
+	case "g", "gib":
+		shift = 30
+	default:
+		return errors.New("the unit must be KiB, MiB or GiB")
+	}
+	n, err := strconv.ParseUint(number, 10, 31)
+	if err != nil {
+		return errors.Unwrap(err)
+	}
+	if n > math.MaxInt32>>shift {
+		return strconv.ErrRange
+	}
+	*s = size(n << shift)
+	return nil
+}
+
+// logLevel is a slog level or "off".
+type logLevel string
+
+func (l *logLevel) UnmarshalText(text []byte) error {
+	switch v := logLevel(text); v {
+	case "off", "error", "warn", "info", "debug":
+		*l = v
+		return nil
+	}
+	return errors.New("there is no such level")
+}
+
+// logger returns the default logger, less what is below the level.
+func (l logLevel) logger() *slog.Logger {
+	if l == "off" {
+		return slog.New(slog.DiscardHandler)
+	}
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(l)) // The names were checked.
+	return slog.New(&leveled{slog.Default().Handler(), level})
+}
+
+// leveled passes on what is not below a level.
+type leveled struct {
+	slog.Handler
+	least slog.Level
+}
+
+func (h *leveled) Enabled(ctx context.Context, level slog.Level) bool {
+	return level >= h.least && h.Handler.Enabled(ctx, level)
+}
+
+func (h *leveled) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return &leveled{h.Handler.WithAttrs(attrs), h.least}
+}
+
+func (h *leveled) WithGroup(name string) slog.Handler {
+	return &leveled{h.Handler.WithGroup(name), h.least}
+}
+
+// A Variable is one row of the table of environment variables.
+type Variable struct {
+	Name    string // POLLUX_LOOPS, for instance
+	Value   string // in force
+	FromEnv bool   // the environment says so, and not the default
+	Default string
+	Allowed string
+	Help    string
+}
+
+// Variables returns every variable that [ConfigFromEnv] reads, with the value in force. lookup is asked for each, as
+// os.LookupEnv would be. The error is what ConfigFromEnv returns; the rows are complete all the same.
+func Variables(lookup func(string) (string, bool)) ([]Variable, error) {
+	rows, _ := variables(lookup)
+	_, err := ConfigFromEnv(lookup)
+	return rows, err
+}
+
+// variables reads the table, and the values that are set, by name. One that is set to nothing counts as not set.
+func variables(lookup func(string) (string, bool)) ([]Variable, map[string]string) {
+	table := reflect.TypeFor[settings]()
+	rows := make([]Variable, table.NumField())
+	set := map[string]string{}
+	for i := range rows {
+		tag := table.Field(i).Tag
+		row := Variable{
+			Name:    tag.Get("env"),
+			Default: tag.Get("envDefault"),
+			Allowed: tag.Get("allowed"),
+			Help:    tag.Get("help"),
+		}
+		row.Value = row.Default
+		if value, ok := lookup(row.Name); ok && value != "" {
+			row.Value, row.FromEnv = value, true
+			set[row.Name] = value
+		}
+		rows[i] = row
+	}
+	return rows, set
+}
+
+// ConfigFromEnv makes a Config from environment variables, which lookup finds as os.LookupEnv does. It reads nothing
+// else and changes nothing. A value that is not allowed is an error that names the variable, the value and what is
+// allowed; all of them are reported together.
+func ConfigFromEnv(lookup func(string) (string, bool)) (Config, error) {
+	rows, set := variables(lookup)
+	set["POLLUX_"] = "set" // An empty map would make the parser read the process's environment.
+	var s settings
+	if err := env.ParseWithOptions(&s, env.Options{Environment: set}); err != nil {
+		return Config{}, envErrors(err, rows)
+	}
+	c, err := s.config()
+	if err == nil {
+		return c, nil
+	}
+	// The values have the right form, and some are out of range: find out which, one by one.
+	var errs []error
+	for i, row := range rows {
+		alone := settings{}
+		_ = env.ParseWithOptions(&alone, env.Options{Environment: map[string]string{row.Name: row.Value}})
+		if _, err := alone.config(); err != nil && row.FromEnv && row.Name != "POLLUX_WRITE_LOW" {
+			errs = append(errs, notAllowed(rows[i], nil))
+		}
+	}
+	if len(errs) == 0 {
+		errs = append(errs, err) // Each is right alone: they do not fit together.
+	}
+	return Config{}, errors.Join(errs...)
+}
+
+// envErrors turns the parser's errors, which name the fields of a struct, into ones that name variables.
+func envErrors(err error, rows []Variable) error {
+	var all env.AggregateError
+	if !errors.As(err, &all) {
+		return err
+	}
+	var errs []error
+	for _, err := range all.Errors {
+		var parse env.ParseError
+		if errors.As(err, &parse) {
+			if field, ok := reflect.TypeFor[settings]().FieldByName(parse.Name); ok {
+				err = notAllowed(rows[field.Index[0]], parse.Err)
+			}
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+func notAllowed(row Variable, cause error) error {
+	if cause == nil {
+		return fmt.Errorf("environment: %s=%q is out of range: allowed is %s", row.Name, row.Value, row.Allowed)
+	}
+	return fmt.Errorf("environment: %s=%q is not valid: %w: allowed is %s", row.Name, row.Value, cause, row.Allowed)
+}

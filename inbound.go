@@ -1,0 +1,83 @@
+package pollux
+
+import "io"
+
+// inbound is what has been read and not consumed: always one piece of memory, so that nothing has to be copied to be
+// looked at.
+//
+// While a callback runs, view may lie in the loop's read buffer. What the callback leaves is moved to memory of the
+// connection's own (keep) before the loop reads for another one, so an idle connection holds none, and one that always
+// consumes everything never copies.
+type inbound struct {
+	view []byte // unread; its capacity ends with the memory that may be appended to
+	own  bool   // view lies in memory of the connection's own
+}
+
+func (in *inbound) len() int { return len(in.view) }
+
+// peek returns n bytes, or all for a negative n, with io.ErrShortBuffer if there are fewer. The capacity is cut, so that
+// an append cannot reach the bytes behind.
+func (in *inbound) peek(n int) ([]byte, error) {
+	if n < 0 {
+		n = len(in.view)
+	}
+	if n > len(in.view) {
+		return in.view[:len(in.view):len(in.view)], io.ErrShortBuffer
+	}
+	return in.view[:n:n], nil
+}
+
+// discard consumes n bytes, which are there.
+func (in *inbound) discard(n int) { in.view = in.view[n:] }
+
+// smallMost is how many unread bytes are rather copied in front of the next read than read behind where they are.
+func smallMost(buffer int) int { return buffer / 4 }
+
+// space returns where the next read goes, so that its bytes follow the unread ones. scratch is the loop's read buffer.
+func (in *inbound) space(scratch []byte) []byte {
+	unread := len(in.view)
+	if unread <= smallMost(len(scratch)) {
+		// The rest of a frame: the next bytes complete it in the loop's buffer.
+		copy(scratch, in.view)
+		return scratch[unread:]
+	}
+	// A long frame arrives in pieces: it grows where it is, so that every byte is moved a bounded number of times.
+	if cap(in.view)-unread < len(scratch)/2 {
+		grown := make([]byte, unread, max(2*unread, unread+len(scratch)))
+		copy(grown, in.view)
+		in.view = grown
+		in.own = true
+	}
+	return in.view[unread:cap(in.view)]
+}
+
+// filled says that n bytes were read into what space returned.
+func (in *inbound) filled(scratch []byte, n int) {
+	unread := len(in.view)
+	if unread <= smallMost(len(scratch)) {
+		in.view = scratch[:unread+n]
+		in.own = false
+		return
+	}
+	in.view = in.view[:unread+n]
+}
+
+// keep moves what is unread out of the loop's buffer.
+func (in *inbound) keep() {
+	switch {
+	case len(in.view) == 0:
+		*in = inbound{}
+	case !in.own:
+		in.view = append(make([]byte, 0, roundUp(len(in.view))), in.view...)
+		in.own = true
+	}
+}
+
+// roundUp rounds to a power of two, at least 64, so that the sizes of kept rests are few.
+func roundUp(n int) int {
+	r := 64
+	for r < n {
+		r *= 2
+	}
+	return r
+}

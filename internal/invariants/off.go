@@ -1,0 +1,6 @@
+//go:build !race && !invariants
+
+package invariants
+
+// Enabled tells whether costly checks run.
+const Enabled = false

@@ -1,0 +1,94 @@
+package sys
+
+import "sync/atomic"
+
+// Op names a kind of system call to a [Hook].
+type Op uint8
+
+// The kinds of calls that a [Hook] is asked about.
+const (
+	OpAccept Op = iota
+	OpBind
+	OpChmod
+	OpClose
+	OpConnect
+	OpEpollCreate
+	OpEpollCtl
+	OpEpollWait
+	OpEventfd
+	OpFcntl
+	OpGetpeername
+	OpGetsockname
+	OpGetsockopt
+	OpListen
+	OpLstat
+	OpRead
+	OpRecv
+	OpSend
+	OpSetsockopt
+	OpShutdown
+	OpSocket
+	OpUnlink
+	OpWrite
+	opCount
+)
+
+// Ops is the number of kinds of calls: every Op is below it.
+const Ops = int(opCount)
+
+var opNames = [opCount]string{
+	"accept4", "bind", "chmod", "close", "connect", "epoll_create1", "epoll_ctl", "epoll_wait", "eventfd2", "fcntl",
+	"getpeername", "getsockname", "getsockopt", "listen", "lstat", "read", "recvfrom", "sendto", "setsockopt",
+	"shutdown", "socket", "unlink", "write",
+}
+
+// String returns the kernel's name of the call, as os.SyscallError wants it.
+func (op Op) String() string {
+	if op < opCount {
+		return opNames[op]
+	}
+	return "unknown"
+}
+
+// A Fault says what happens to one call instead of, or before, the kernel's answer. The zero Fault changes nothing.
+type Fault struct {
+	Errno  Errno  // not 0: the call fails with it and never reaches the kernel
+	Short  int    // above 0: the kernel is offered at most so many bytes
+	Before func() // not nil: runs first, to delay the call or to hold a race window open
+}
+
+// A Hook is asked before every call. It runs on the calling goroutine, from any number of them at once.
+type Hook func(op Op, fd int) Fault
+
+// hook is nil outside of tests. One load of a global that nobody writes, and one branch that is never taken, is all
+// that the seam costs then (BenchmarkSeam).
+var hook atomic.Pointer[Hook]
+
+// Inject makes h decide about every call of the process until restore is called. Injections do not nest.
+func Inject(h Hook) (restore func()) {
+	if !hook.CompareAndSwap(nil, &h) {
+		panic("sys: a fault hook is installed already")
+	}
+	return func() { hook.Store(nil) }
+}
+
+// fault asks the hook about a call without a buffer.
+func fault(h *Hook, op Op, fd int) Errno {
+	f := (*h)(op, fd)
+	if f.Before != nil {
+		f.Before()
+	}
+	return f.Errno
+}
+
+// faultBytes asks the hook about a call that moves bytes, and shortens p as it says.
+func faultBytes(h *Hook, op Op, fd int, p []byte) ([]byte, Errno) {
+	f := (*h)(op, fd)
+	if f.Before != nil {
+		f.Before()
+	}
+	if f.Short > 0 && f.Short < len(p) {
+		p = p[:f.Short]
+	}
+	return p, f.Errno
+}

@@ -1,0 +1,673 @@
+package pollux
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"github.com/pollux-go/pollux/internal/invariants"
+	"github.com/pollux-go/pollux/internal/sys"
+	"github.com/pollux-go/pollux/poller"
+)
+
+// loop is an event loop: a goroutine on a thread of its own, with a backend, the connections that it alone closes and
+// reads, and one read buffer for them all. It runs the handlers.
+//
+// What is not marked otherwise belongs to its goroutine.
+type loop struct {
+	engine  *Engine
+	backend poller.Backend
+	inner   *poller.Loop
+
+	sources poller.Table[source]
+	again   []poller.Token // connections that may have unread bytes: the next turn reads them without an event
+	starved []*Conn        // connections that the kernel had no memory for
+	buffer  []byte         // what reads go to
+
+	// current is the connection whose callback runs; nil between callbacks. It is set and cleared by the loop; others
+	// load it under the connection's mutex to know whether the loop will look at the connection soon anyway.
+	current atomic.Pointer[Conn]
+	cork    outbound // belongs to the current connection, under its mutex
+
+	batch []poller.Event // what Ready was given
+	next  int            // of batch; kept here so that a panic loses no event
+
+	count  atomic.Int64 // connections, those on their way here included
+	thread atomic.Int64 // the thread's id while it runs
+	stale  atomic.Uint64
+	done   chan struct{}
+}
+
+// source is what a token of a loop names: a connection or a listener.
+type source struct {
+	conn     *Conn
+	acceptor *acceptor
+}
+
+// retryToken is the timer of the starved; a registration's token is not 0.
+const retryToken poller.Token = 0
+
+// retryDelay is how long a send waits that the kernel had no memory for.
+const retryDelay = 5 * time.Millisecond
+
+func newLoop(e *Engine, b poller.Backend) *loop {
+	l := &loop{
+		engine:  e,
+		backend: b,
+		buffer:  make([]byte, e.config.BufferSize),
+		cork:    outbound{buf: make([]byte, 0, corkSize)},
+		done:    make(chan struct{}),
+	}
+	l.inner = poller.NewLoop(b, l)
+	return l
+}
+
+// run is the loop's goroutine.
+func (l *loop) run() {
+	// A thread of its own, for good: the goroutine ends without unlocking, and the thread with it.
+	runtime.LockOSThread()
+	l.thread.Store(int64(sys.Gettid()))
+	defer close(l.done)
+	if err := l.inner.Run(); err != nil {
+		l.engine.log.Error("pollux: an event loop has failed and closes its connections", "error", err)
+	}
+	for _, s := range l.sources.All {
+		l.closeSource(s, ErrShutdown)
+	}
+	l.inner.Drain() // Connections on their way here find the engine closed, and close.
+	for _, s := range l.sources.All {
+		l.closeSource(s, ErrShutdown)
+	}
+	if err := l.backend.Close(); err != nil {
+		l.engine.log.Error("pollux: an event loop could not close its backend", "error", err)
+	}
+	l.thread.Store(0)
+}
+
+func (l *loop) closeSource(s source, reason error) {
+	if s.acceptor != nil {
+		l.removeAcceptor(s.acceptor)
+		return
+	}
+	l.destroy(s.conn, reason)
+}
+
+// checkCallback finds calls that only a callback of c may make, in builds that look for such mistakes.
+func (l *loop) checkCallback(c *Conn) {
+	if invariants.Enabled && l.current.Load() != c {
+		panic("pollux: a method that belongs to the callbacks of a connection was called outside of them")
+	}
+}
+
+// Ready implements [poller.Sink].
+func (l *loop) Ready(events []poller.Event) {
+	l.batch, l.next = events, 0
+	for l.next < len(l.batch) {
+		l.dispatch()
+	}
+}
+
+// dispatch handles events until the batch is through, or a handler panics. One recover for many events costs nothing an
+// event.
+func (l *loop) dispatch() {
+	defer l.contain()
+	for l.next < len(l.batch) {
+		ev := l.batch[l.next]
+		l.next++
+		s, ok := l.sources.Get(ev.Token)
+		switch {
+		case !ok:
+			l.stale.Add(1) // A handler has closed it earlier in this batch.
+		case s.conn != nil:
+			l.event(s.conn, ev.Ready)
+		default:
+			s.acceptor.ready()
+		}
+	}
+}
+
+// contain ends the panic of a handler, and with it the connection that it was called for.
+func (l *loop) contain() {
+	v := recover()
+	if v == nil {
+		return
+	}
+	c := l.current.Load()
+	if c == nil {
+		panic(v) // Not a handler: a bug of ours, which must be seen.
+	}
+	err := &PanicError{Value: v, Stack: debug.Stack()}
+	l.engine.log.Error("pollux: a handler panicked; its connection is closed", "panic", v, "stack", string(err.Stack))
+	l.leave(c)
+	l.destroy(c, err)
+}
+
+// EndTurn implements [poller.Sink]: it reads for those that had more than one turn's worth.
+func (l *loop) EndTurn() (more bool) {
+	// Those that are added from here on have their turn in the next one, after the events that have come meanwhile.
+	for n := len(l.again); n > 0; {
+		n = l.readAgain(n)
+	}
+	return len(l.again) > 0
+}
+
+// readAgain reads for the first n of the list, until it is through or a handler panics; it returns how many are left.
+func (l *loop) readAgain(n int) (left int) {
+	left = n
+	defer func() { l.again = l.again[:copy(l.again, l.again[n-left:])] }()
+	defer l.contain()
+	for left > 0 {
+		token := l.again[n-left]
+		left--
+		if s, ok := l.sources.Get(token); ok {
+			if c := s.conn; c != nil {
+				c.flags &^= flagAgain
+				l.read(c)
+			} else {
+				s.acceptor.again = false
+				s.acceptor.ready()
+			}
+		}
+	}
+	return left
+}
+
+// later has the connection read in the next turn.
+func (l *loop) later(c *Conn) {
+	if c.flags&flagAgain == 0 {
+		c.flags |= flagAgain
+		l.again = append(l.again, c.token)
+	}
+}
+
+// event handles one event of a connection.
+func (l *loop) event(c *Conn, ready poller.Ready) {
+	const both = poller.HungUp | poller.Failed
+	if ready&(poller.PeerClosed|poller.Urgent|both) != 0 {
+		c.flags |= flagTalkative
+	}
+	if ready&(poller.Writable|both) != 0 && c.blocked.Load() && !l.writable(c) {
+		return
+	}
+	if ready&both != 0 && c.flags&flagEOF != 0 {
+		l.hungUp(c, ready)
+		return
+	}
+	if ready&(poller.Readable|poller.PeerClosed|poller.Urgent|both) != 0 {
+		c.flags |= flagMayRead
+		if c.flags&flagAgain == 0 {
+			l.read(c)
+		}
+	}
+}
+
+// hungUp ends a connection whose end of stream was seen already, so that no read will find out: because of an error, or
+// because its own writing direction is finished as well.
+func (l *loop) hungUp(c *Conn, ready poller.Ready) {
+	errno, _ := sys.GetsockoptInt(int(c.fd), sys.SOL_SOCKET, sys.SO_ERROR)
+	switch {
+	case errno != 0:
+		l.destroy(c, os.NewSyscallError("getsockopt", sys.Errno(errno)))
+	case ready&poller.HungUp != 0:
+		l.destroy(c, c.reason)
+	}
+}
+
+// read reads once, at most a buffer full, and calls the handler. What is left has its turn after the others.
+func (l *loop) read(c *Conn) {
+	if c.flags&flagDiscard != 0 {
+		l.discard(c)
+		return
+	}
+	if c.paused.Load() || c.state.Load() >= stateClosing {
+		return // Resume looks again; a close does not.
+	}
+	if c.flags&flagDeliver != 0 {
+		c.flags &^= flagDeliver
+		if len(c.in.view) > 0 {
+			l.later(c)
+			l.enter(c)
+			err := c.service.handler.OnData(c)
+			l.finish(c, err)
+			return
+		}
+	}
+	if c.flags&flagMayRead == 0 || c.flags&flagEOF != 0 {
+		return
+	}
+	space := c.in.space(l.buffer)
+	n, errno := sys.Recv(int(c.fd), space)
+	switch {
+	case errno == sys.EAGAIN:
+		c.flags &^= flagMayRead
+		l.maybeDrained(c)
+	case errno != 0:
+		l.destroy(c, os.NewSyscallError(sys.OpRecv.String(), errno))
+	case n == 0:
+		c.flags = c.flags&^flagMayRead | flagEOF
+		l.enter(c)
+		err := c.service.handler.OnEOF(c)
+		l.finish(c, err)
+	default:
+		c.in.filled(l.buffer, n)
+		if n < len(space) && c.flags&(flagStream|flagTalkative|flagDraining) == flagStream {
+			// A TCP stream that gave less than it was asked for is empty; what comes next makes an edge.
+			c.flags &^= flagMayRead
+		} else {
+			l.later(c)
+		}
+		if c.idle.Load() != 0 {
+			c.active.Store(l.inner.Now())
+		}
+		l.enter(c)
+		err := c.service.handler.OnData(c)
+		l.finish(c, err)
+	}
+}
+
+// enter begins a callback.
+func (l *loop) enter(c *Conn) {
+	// Publishes that the loop will look at c when the callback returns; pairs with the load in corked.
+	l.current.Store(c)
+}
+
+// finish ends a callback: it sends what was gathered, keeps what was not read, and does what was asked for. err is what
+// the handler returned.
+func (l *loop) finish(c *Conn, err error) {
+	asked, flushErr := l.leave(c)
+	if err == nil {
+		err = flushErr
+	}
+	if c.fd < 0 {
+		l.closed(c, ErrDetached)
+		return
+	}
+	c.in.keep()
+	if err == nil && asked == 0 {
+		if len(c.in.view) < c.service.readLimit && c.flags&flagDraining == 0 {
+			return // The common case.
+		}
+		if len(c.in.view) >= c.service.readLimit && !c.paused.Load() && c.linger == 0 {
+			err = ErrReadLimit
+		}
+	}
+	l.attend(c, asked, err)
+}
+
+// leave ends the callback for the other goroutines: from here on they post letters. It sends what was gathered.
+func (l *loop) leave(c *Conn) (asked requests, err error) {
+	c.mu.Lock()
+	l.current.Store(nil)
+	if c.out != nil && !c.isClosed() {
+		if !c.blocked.Load() {
+			err = c.flush()
+		}
+		if c.out == &l.cork {
+			c.out = nil
+			if l.cork.len() > 0 {
+				c.out = &outbound{buf: append([]byte(nil), l.cork.buf[l.cork.head:]...)}
+			}
+		}
+	}
+	l.cork.head = 0
+	if l.cork.buf = l.cork.buf[:0]; cap(l.cork.buf) > 4*corkSize {
+		l.cork.buf = make([]byte, 0, corkSize)
+	}
+	if asked = c.asked &^ (posted | askWritable); asked != 0 {
+		c.asked &= posted | askWritable
+	}
+	c.mu.Unlock()
+	return asked, err
+}
+
+// answer does what other goroutines have asked for.
+func (l *loop) answer(c *Conn) {
+	c.mu.Lock()
+	asked := c.asked &^ (posted | askWritable)
+	c.asked &= askWritable
+	c.mu.Unlock()
+	if !c.isClosed() {
+		l.guard(func() { l.attend(c, asked, nil) })
+	}
+}
+
+// guard runs f, which may call handlers.
+func (l *loop) guard(f func()) {
+	defer l.contain()
+	f()
+}
+
+// async runs a function that Async was given.
+func (l *loop) async(c *Conn, fn func(*Conn)) {
+	if c.isClosed() || c.linger != 0 {
+		return
+	}
+	l.guard(func() {
+		l.enter(c)
+		fn(c)
+		l.finish(c, nil)
+	})
+}
+
+func (c *Conn) isClosed() bool { return c.state.Load() == stateClosed }
+
+// attend does what was asked for, and begins to close a connection whose handler has failed.
+func (l *loop) attend(c *Conn, asked requests, err error) {
+	if asked&askRetry != 0 {
+		l.starve(c)
+	}
+	if asked&askIdle != 0 {
+		l.schedule(c)
+	}
+	if err != nil || asked&askClose != 0 {
+		l.beginClose(c, err)
+		return
+	}
+	if asked&askResume != 0 {
+		// In the next turn and not here: a handler that pauses and resumes each time must not call itself.
+		c.flags |= flagMayRead | flagDeliver
+		l.later(c)
+	}
+	l.maybeDrained(c)
+}
+
+// writable sends what is queued, now that there is room. It is false when the connection is gone.
+func (l *loop) writable(c *Conn) bool {
+	c.mu.Lock()
+	err := c.flush()
+	left := c.out.len()
+	tell := c.asked&askWritable != 0 && left <= c.service.writeLow && c.state.Load() == stateOpen
+	if tell {
+		c.asked &^= askWritable
+	}
+	c.mu.Unlock()
+	switch {
+	case err != nil:
+		l.destroy(c, err)
+		return false
+	case c.linger != 0:
+		if left == 0 && c.flags&flagDiscard == 0 {
+			l.endClose(c)
+		}
+		return !c.isClosed()
+	case tell:
+		l.enter(c)
+		err := c.service.handler.OnWritable(c)
+		l.finish(c, err)
+		return !c.isClosed()
+	}
+	l.maybeDrained(c)
+	return !c.isClosed()
+}
+
+// starve has the loop try again to send for a connection that the kernel had no memory for.
+func (l *loop) starve(c *Conn) {
+	if len(l.starved) == 0 {
+		l.inner.Schedule(l.inner.Now()+int64(retryDelay), retryToken)
+	}
+	l.starved = append(l.starved, c)
+}
+
+// schedule puts the connection's next deadline into the loop's heap. Each connection has one timer there, which is moved
+// only when it fires; a deadline that has come nearer gets a second one, and the first finds nothing to do.
+func (l *loop) schedule(c *Conn) {
+	at := c.due()
+	if at != 0 && (c.timer == 0 || at < c.timer) {
+		c.timer = at
+		l.inner.Schedule(at, c.token)
+	}
+}
+
+// due returns the instant of the connection's next deadline, or 0.
+func (c *Conn) due() int64 {
+	if c.linger != 0 {
+		return c.linger
+	}
+	if idle := c.idle.Load(); idle != 0 {
+		if at := c.active.Load() + idle; at > 0 {
+			return at
+		}
+	}
+	return 0
+}
+
+// Due implements [poller.Sink].
+func (l *loop) Due(token poller.Token) {
+	if token == retryToken {
+		starved := l.starved
+		l.starved = nil
+		for _, c := range starved {
+			if !c.isClosed() {
+				l.guard(func() { l.writable(c) })
+			}
+		}
+		return
+	}
+	s, ok := l.sources.Get(token)
+	if !ok {
+		return
+	}
+	if s.acceptor != nil {
+		s.acceptor.resume()
+		return
+	}
+	c, now := s.conn, l.inner.Now()
+	if c.timer > now {
+		return // An older timer of a deadline that has come nearer, and has been met.
+	}
+	c.timer = 0
+	at := c.due()
+	switch {
+	case at == 0:
+	case at > now:
+		l.schedule(c)
+	case c.linger != 0:
+		err := c.reason
+		if c.flags&flagDiscard == 0 && err == nil {
+			err = ErrLinger
+		}
+		l.guard(func() { l.destroy(c, err) })
+	default:
+		l.guard(func() { l.destroy(c, ErrIdleTimeout) })
+	}
+}
+
+// beginClose begins to close a connection: nothing is read for the handler any more, and what is queued is sent within
+// the linger time. err is why, nil for an orderly end.
+func (l *loop) beginClose(c *Conn, err error) {
+	if c.linger != 0 {
+		return
+	}
+	c.reason = err
+	c.in = inbound{}
+	c.mu.Lock()
+	if c.isClosed() {
+		c.mu.Unlock()
+		return
+	}
+	c.state.Store(stateClosing)
+	left := c.out.len()
+	c.mu.Unlock()
+	linger := l.engine.config.Linger
+	if linger < 0 {
+		if left > 0 && err == nil {
+			err = ErrLinger
+		}
+		l.destroy(c, err)
+		return
+	}
+	c.linger = max(l.inner.Now()+int64(linger), 1)
+	if left == 0 {
+		l.endClose(c)
+		return
+	}
+	l.schedule(c)
+}
+
+// endClose closes a connection whose queue has been sent. If bytes of the peer's are unread, a close(2) would answer
+// them with a reset, which destroys what was just sent on its way: then it sends a FIN, and reads until the peer's.
+func (l *loop) endClose(c *Conn) {
+	if c.flags&flagEOF != 0 {
+		l.destroy(c, c.reason)
+		return
+	}
+	n, errno := sys.Recv(int(c.fd), l.buffer)
+	if errno != 0 || n == 0 {
+		l.destroy(c, c.reason)
+		return
+	}
+	c.mu.Lock()
+	err := c.shutdownWrite()
+	c.mu.Unlock()
+	if err != nil {
+		l.destroy(c, c.reason)
+		return
+	}
+	c.flags |= flagDiscard | flagMayRead
+	l.schedule(c)
+	l.later(c)
+}
+
+// discard throws away what a closing connection still gets, until its end.
+func (l *loop) discard(c *Conn) {
+	n, errno := sys.Recv(int(c.fd), l.buffer)
+	switch {
+	case errno == sys.EAGAIN:
+		c.flags &^= flagMayRead
+	case errno != 0 || n == 0:
+		l.destroy(c, c.reason)
+	default:
+		l.later(c)
+	}
+}
+
+// destroy closes a connection now, and tells the handler.
+func (l *loop) destroy(c *Conn, reason error) {
+	c.mu.Lock()
+	if c.isClosed() {
+		c.mu.Unlock()
+		return
+	}
+	c.state.Store(stateClosed)
+	fd := int(c.fd)
+	c.fd = -1
+	c.out = nil
+	c.mu.Unlock()
+	c.in = inbound{}
+	l.forget(c, fd)
+	sys.Close(fd)
+	l.closed(c, reason)
+}
+
+// forget takes a connection out of the loop's tables. Later events of it are stale.
+func (l *loop) forget(c *Conn, fd int) {
+	l.sources.Delete(c.token)
+	// Before the close: a copy of the descriptor, as a child process has, would keep the registration alive. It fails
+	// only for a connection that never was registered.
+	_ = l.backend.Remove(fd)
+}
+
+// closed tells the handler of the end of a connection, and counts it.
+func (l *loop) closed(c *Conn, reason error) {
+	defer c.service.leave(l)
+	defer func() {
+		if v := recover(); v != nil {
+			l.current.Store(nil)
+			l.engine.log.Error("pollux: OnClose panicked", "panic", v, "stack", string(debug.Stack()))
+		}
+	}()
+	l.current.Store(c)
+	c.service.handler.OnClose(c, reason)
+	l.current.Store(nil)
+}
+
+// register begins the life of a connection here. It runs on the loop.
+func (l *loop) register(c *Conn) {
+	token, err := l.sources.Put(source{conn: c})
+	if err != nil {
+		sys.Close(int(c.fd))
+		c.mu.Lock()
+		c.state.Store(stateClosed)
+		c.fd = -1
+		c.mu.Unlock()
+		c.service.leave(l)
+		l.engine.log.Error("pollux: a connection was refused", "error", err)
+		return
+	}
+	c.token = token
+	l.guard(func() {
+		l.enter(c)
+		err := c.service.handler.OnOpen(c)
+		l.finish(c, err)
+	})
+	if c.isClosed() {
+		return
+	}
+	// Only now, so that no event comes before OnOpen has returned: what is there already makes the first edge.
+	if err := l.backend.Add(int(c.fd), token); err != nil {
+		l.destroy(c, err)
+		return
+	}
+	if c.service.draining.Load() {
+		l.drain(c)
+	}
+}
+
+// drain has a connection closed as soon as nothing is under way: once the kernel has no byte for it, the handler has
+// consumed everything, nothing is queued, and it is not paused.
+func (l *loop) drain(c *Conn) {
+	c.flags |= flagDraining
+	if c.flags&flagEOF == 0 {
+		c.flags |= flagMayRead // Bytes whose event has not been seen count as accepted.
+		l.later(c)
+		return
+	}
+	l.maybeDrained(c)
+}
+
+func (l *loop) maybeDrained(c *Conn) {
+	if c.flags&(flagDraining|flagMayRead) != flagDraining || c.linger != 0 || len(c.in.view) > 0 || c.paused.Load() {
+		return
+	}
+	c.mu.Lock()
+	idle := c.state.Load() < stateClosing && c.out.len() == 0
+	c.mu.Unlock()
+	if idle {
+		l.beginClose(c, nil)
+	}
+}
+
+// detach is Detach.
+func (l *loop) detach(c *Conn) (net.Conn, error) {
+	p, err := l.engine.netPoller()
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state.Load() >= stateClosing {
+		return nil, ErrClosed
+	}
+	if err := c.flush(); err != nil {
+		return nil, err
+	}
+	if c.out.len() > 0 {
+		return nil, ErrWouldBlock
+	}
+	fd := int(c.fd)
+	rest := append([]byte(nil), c.in.view...)
+	c.in = inbound{}
+	c.fd = -1
+	c.state.Store(stateClosed)
+	l.forget(c, fd)
+	d, err := p.OpenStream(fd, c.flags&flagStream != 0)
+	if err != nil {
+		sys.Close(fd)
+		return nil, fmt.Errorf("detach a connection, which is closed now: %w", err)
+	}
+	return l.engine.newNetConn(d, rest), nil
+}

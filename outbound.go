@@ -1,0 +1,207 @@
+package pollux
+
+import (
+	"os"
+
+	"github.com/pollux-go/pollux/internal/sys"
+)
+
+// corkMost is the largest write that is gathered inside a callback: beyond, copying costs more than a system call saves.
+const corkMost = 4 << 10
+
+// corkSize is how much a callback gathers before it is sent.
+const corkSize = 16 << 10
+
+// outbound is what has been accepted for sending and not taken by the kernel, in one piece.
+//
+// It is protected by the mutex of its connection. While a callback runs, the connection uses the loop's, which has
+// its memory already; what that cannot send is moved to one of its own when the callback returns.
+type outbound struct {
+	buf  []byte
+	head int // buf[head:] is unsent
+}
+
+func (o *outbound) len() int {
+	if o == nil {
+		return 0
+	}
+	return len(o.buf) - o.head
+}
+
+// add appends p. It moves the unsent bytes to the front before it grows, and grows to at most limit.
+func (o *outbound) add(p []byte, limit int) {
+	if len(o.buf)+len(p) > cap(o.buf) && o.head > 0 {
+		o.buf = o.buf[:copy(o.buf, o.buf[o.head:])]
+		o.head = 0
+	}
+	if need := len(o.buf) + len(p); need > cap(o.buf) {
+		grown := make([]byte, len(o.buf), max(need, min(2*cap(o.buf), limit)))
+		copy(grown, o.buf)
+		o.buf = grown
+	}
+	o.buf = append(o.buf, p...)
+}
+
+// write is Write with the mutex held.
+func (c *Conn) write(p []byte) (int, error) {
+	if c.state.Load() != stateOpen {
+		return 0, ErrClosed
+	}
+	corked := c.corked()
+	if corked && len(p) <= corkMost && c.out.len()+len(p) <= min(corkSize, c.service.writeLimit) {
+		// The callback's return sends it.
+		if c.out == nil {
+			c.out = &c.loop.cork
+		}
+		c.out.add(p, c.service.writeLimit)
+		return len(p), nil
+	}
+	sent := 0
+	if !c.blocked.Load() {
+		if c.out.len() > 0 {
+			if len(p) <= corkMost && c.out.len() < corkSize && c.out.len()+len(p) <= c.service.writeLimit {
+				c.out.add(p, c.service.writeLimit) // One system call for both.
+				sent = len(p)
+			}
+			if err := c.flush(); err != nil {
+				return 0, err
+			}
+			if sent > 0 {
+				return sent, nil
+			}
+		}
+		if c.out.len() == 0 {
+			n, err := c.send(p)
+			if err != nil {
+				return 0, err
+			}
+			sent = n
+		}
+	}
+	return c.queue(p, sent)
+}
+
+// queue accepts what of p was not sent, up to the limit.
+func (c *Conn) queue(p []byte, sent int) (int, error) {
+	rest := p[sent:]
+	if len(rest) == 0 {
+		return sent, nil
+	}
+	limit := c.service.writeLimit
+	fits := min(len(rest), max(0, limit-c.out.len()))
+	if fits > 0 {
+		if c.out == nil {
+			c.out = new(outbound)
+		}
+		c.out.add(rest[:fits], limit)
+	}
+	if fits < len(rest) {
+		c.asked |= askWritable
+		return sent + fits, ErrWouldBlock
+	}
+	return len(p), nil
+}
+
+// send gives p to the kernel as far as it takes it. It marks the connection as blocked when the socket is full.
+func (c *Conn) send(p []byte) (int, error) {
+	n := 0
+	for n < len(p) {
+		m, errno := sys.Send(int(c.fd), p[n:])
+		n += m
+		if done, err := c.sent(m, errno); done {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// sendv writes bufs, of total bytes, where nothing is queued.
+func (c *Conn) sendv(bufs [][]byte, total int) (int, error) {
+	n, errno := sys.Sendv(int(c.fd), bufs)
+	done, err := c.sent(n, errno)
+	if errno == sys.EAGAIN && !done {
+		n, errno = sys.Sendv(int(c.fd), bufs)
+		done, err = c.sent(n, errno)
+	}
+	if err != nil {
+		return 0, err
+	}
+	sum := n
+	for _, b := range bufs {
+		if n >= len(b) {
+			n -= len(b)
+			continue
+		}
+		b = b[n:]
+		n = 0
+		// The rest goes the common way, which queues it behind what the kernel has taken. It never overtakes: as soon as
+		// something is queued, everything else is.
+		var m int
+		if done || c.out.len() > 0 {
+			m, err = c.queue(b, 0)
+		} else {
+			m, err = c.write(b)
+		}
+		sum += m
+		if err != nil {
+			return sum, err
+		}
+	}
+	return sum, nil
+}
+
+// sent looks at the result of a send of some bytes. done says that it makes no sense to go on.
+func (c *Conn) sent(n int, errno sys.Errno) (done bool, err error) {
+	switch errno {
+	case 0:
+		if n > 0 {
+			c.progress()
+			if c.blocked.Load() {
+				c.blocked.Store(false)
+			}
+		}
+		return false, nil
+	case sys.EAGAIN:
+		if c.blocked.Load() {
+			return true, nil
+		}
+		// The edge that says that there is room again may come before blocked is set, and the loop would pass it by.
+		// So the send is tried once more after that: if the socket is still full, the edge is yet to come.
+		c.blocked.Store(true)
+		return false, nil
+	case sys.ENOBUFS, sys.ENOMEM:
+		// The kernel has no memory at the moment. No edge will say when it has: the loop's timer tries again.
+		c.blocked.Store(true)
+		c.ask(askRetry)
+		return true, nil
+	}
+	return true, os.NewSyscallError(sys.OpSend.String(), errno)
+}
+
+// flush sends what is queued, as far as the kernel takes it, and what is to follow the last byte.
+func (c *Conn) flush() error {
+	o := c.out
+	for o.len() > 0 {
+		n, errno := sys.Send(int(c.fd), o.buf[o.head:])
+		o.head += n
+		done, err := c.sent(n, errno)
+		if err != nil {
+			return err
+		}
+		if done {
+			break
+		}
+	}
+	if o.len() > 0 {
+		return nil
+	}
+	c.blocked.Store(false)
+	if o != nil {
+		o.buf, o.head = o.buf[:0], 0
+		c.out = nil
+		if c.state.Load() == stateFinished {
+			return c.shutdownWrite()
+		}
+	}
+	return nil
+}

@@ -1,0 +1,149 @@
+package poller
+
+import (
+	"fmt"
+	"sync/atomic"
+	"time"
+)
+
+// A Sink gets what a [Loop] finds. Its methods run on the loop's goroutine.
+type Sink interface {
+	// Ready is given the events of one turn; there may be none. The slice belongs to the loop again when Ready returns.
+	Ready(events []Event)
+
+	// Due is given the token of each timer that is due, in the order of their instants.
+	Due(token Token)
+
+	// EndTurn is called last. more says that there is work left that needs no event: the loop then looks for events
+	// without waiting for them.
+	EndTurn() (more bool)
+}
+
+// A Loop waits on a backend and hands to its [Sink], turn by turn, a batch of events, then what other goroutines
+// posted, then the timers that are due. Run is called once; Post, PostAlways and Stop may be called from any goroutine,
+// Schedule and Now only from the one that runs.
+//
+// Every turn does a bounded amount of work: at most 256 events, the posts that were there when it looked, 256 timers.
+type Loop struct {
+	backend Backend
+	sink    Sink
+	events  []Event
+	mailbox Mailbox
+	stopped atomic.Bool
+
+	timers timers
+	now    int64 // the instant of this turn; 0: not asked for yet
+}
+
+// timersMost is how many timers one turn hands over.
+const timersMost = 256
+
+// NewLoop makes a loop on a backend, which stays the caller's to close.
+func NewLoop(b Backend, s Sink) *Loop {
+	return &Loop{backend: b, sink: s, events: make([]Event, batchMost)}
+}
+
+// Backend returns what the loop waits on.
+func (l *Loop) Backend() Backend { return l.backend }
+
+// Run runs the loop until Stop. It returns an error only if the backend fails.
+func (l *Loop) Run() error {
+	more := false
+	for !l.stopped.Load() {
+		n, err := l.backend.Wait(l.events, l.timeout(more))
+		l.mailbox.unpark()
+		if err != nil {
+			l.Stop()
+			return fmt.Errorf("wait for events: %w", err)
+		}
+		l.now = 0
+		l.sink.Ready(l.events[:n])
+		for letter := l.mailbox.take(); letter != nil; letter = letter.next {
+			letter.run()
+		}
+		more = false
+		if _, ok := l.timers.next(); ok {
+			more = l.fire()
+		}
+		more = l.sink.EndTurn() || more
+	}
+	return nil
+}
+
+// timeout says how long the next wait may be, and parks the mailbox if it may be long.
+func (l *Loop) timeout(more bool) time.Duration {
+	if more {
+		return 0
+	}
+	wait := time.Duration(-1)
+	if at, ok := l.timers.next(); ok {
+		// The clock is read anew: handlers may have run for long since the turn began.
+		if wait = time.Duration(at - Nanotime()); wait <= 0 {
+			return 0
+		}
+	}
+	if !l.mailbox.park() {
+		return 0
+	}
+	return wait
+}
+
+func (l *Loop) fire() (more bool) {
+	now := l.Now()
+	for range timersMost {
+		token, ok := l.timers.pop(now)
+		if !ok {
+			return false
+		}
+		l.sink.Due(token)
+	}
+	return true
+}
+
+// Now returns the instant of this turn, see [Nanotime]. It reads the clock at most once a turn.
+func (l *Loop) Now() int64 {
+	if l.now == 0 {
+		l.now = Nanotime()
+	}
+	return l.now
+}
+
+// Schedule makes the loop hand token to the sink's Due at the instant at, or soon after. There is no cancel: the sink
+// must see for itself whether anything is due.
+func (l *Loop) Schedule(at int64, token Token) { l.timers.add(at, token) }
+
+// Post makes the loop call run, in the order of the posts. It fails with [ErrMailboxFull] when 65,536 posts wait, and
+// with [ErrClosed] once the loop has been stopped; a post that races with Stop may be dropped, see [Loop.Drain].
+func (l *Loop) Post(run func()) error {
+	if l.stopped.Load() {
+		return ErrClosed
+	}
+	wake, err := l.mailbox.post(run)
+	if wake {
+		_ = l.backend.Break()
+	}
+	return err
+}
+
+// PostAlways is Post without the bound, for callers that have one themselves, as one post a connection.
+func (l *Loop) PostAlways(run func()) error {
+	wake, err := l.mailbox.postAlways(run)
+	if wake {
+		_ = l.backend.Break()
+	}
+	return err
+}
+
+// Stop makes Run return after the current turn.
+func (l *Loop) Stop() {
+	l.stopped.Store(true)
+	_ = l.backend.Break()
+}
+
+// Drain closes the mailbox and runs what is still in it. It is for the goroutine that ran the loop, after Run has
+// returned, so that nobody waits for a post for ever.
+func (l *Loop) Drain() {
+	for letter := l.mailbox.close(); letter != nil; letter = letter.next {
+		letter.run()
+	}
+}
