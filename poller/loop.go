@@ -38,6 +38,9 @@ type Loop struct {
 // timersMost is how many timers one turn hands over.
 const timersMost = 256
 
+// busyEvents is how many events make a turn a busy one.
+const busyEvents = 8
+
 // NewLoop makes a loop on a backend, which stays the caller's to close.
 func NewLoop(b Backend, s Sink) *Loop {
 	return &Loop{backend: b, sink: s, events: make([]Event, batchMost)}
@@ -61,9 +64,11 @@ func (l *Loop) Run() error {
 		for letter := l.mailbox.take(); letter != nil; letter = letter.next {
 			letter.run()
 		}
-		more = false
+		// A busy loop looks again before it waits: under load there is something, and a look keeps the loop's P, which
+		// the runtime's monitor takes from a wait.
+		more = n >= busyEvents
 		if _, ok := l.timers.next(); ok {
-			more = l.fire()
+			more = l.fire() || more
 		}
 		more = l.sink.EndTurn() || more
 	}

@@ -1,0 +1,98 @@
+# pollux: the commands of a developer. `make help` lists them.
+#
+# A fresh machine needs Go, gcc and make. Modules are fetched by Go; tools are pinned in tools/go.mod, outside of the
+# module that users import.
+
+GO         ?= go
+MODULES    := . bench test
+PACKAGES   := ./...
+STATICCHECK = $(GO) tool -modfile=$(CURDIR)/tools/go.mod staticcheck
+FUZZTIME   ?= 10s
+ROUNDS     ?= 7
+BENCH      := cd bench && $(GO) run ./cmd/bench
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: deps ## install, build, and run the comparison with other pollers (about a minute)
+	$(BENCH) echo -quick
+
+.PHONY: test
+test: deps lint test-plain test-nocgo test-race bench-smoke fuzz-smoke ## everything that must hold before a commit
+
+.PHONY: deps
+deps:
+	@for m in $(MODULES); do (cd $$m && $(GO) mod download) || exit 1; done
+
+.PHONY: lint
+lint: ## gofmt, vet and staticcheck, and builds for other systems
+	@out=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); [ -z "$$out" ] || { echo "gofmt would change:"; echo "$$out"; exit 1; }
+	@for m in $(MODULES); do echo "vet and staticcheck $$m"; (cd $$m && $(GO) vet $(PACKAGES) && $(STATICCHECK) $(PACKAGES)) || exit 1; done
+	GOARCH=arm64 $(GO) vet . ./poller ./internal/sys
+	GOOS=darwin $(GO) vet . ./poller ./internal/sys
+	GOOS=windows $(GO) vet . ./poller ./internal/sys
+
+.PHONY: test-plain
+test-plain: ## the tests, and those of the net API against package net's
+	$(GO) test $(PACKAGES)
+	cd test && $(GO) test $(PACKAGES)
+	cd bench && $(GO) test $(PACKAGES)
+
+.PHONY: test-nocgo
+test-nocgo: ## the tests of a build without cgo
+	CGO_ENABLED=0 $(GO) test $(PACKAGES)
+	cd test && CGO_ENABLED=0 $(GO) test $(PACKAGES)
+
+.PHONY: test-race
+test-race: ## the tests under the race detector
+	$(GO) test -race $(PACKAGES)
+	cd test && $(GO) test -race $(PACKAGES)
+
+.PHONY: test-nettest
+test-nettest: ## golang.org/x/net/nettest, 20 times under the race detector
+	cd test && $(GO) test -race -run 'TestNettest' -count=20 $(PACKAGES)
+
+.PHONY: test-sweep
+test-sweep: ## every system call of the scenarios fails once, with every error that makes sense
+	POLLUX_TEST_SWEEP=all $(GO) test -run 'Sweep' -timeout 30m .
+
+.PHONY: test-stress
+test-stress: ## the tests ten times, at 1, 2 and 4 Ps, under the race detector
+	$(GO) test -race -count=10 -cpu 1,2,4 -timeout 60m . ./poller ./internal/...
+
+.PHONY: bench
+bench: deps ## the comparison in full: 1, 64 and 1000 connections, deadlines, idle connections (about 15 minutes)
+	$(BENCH) echo -rounds $(ROUNDS)
+	$(BENCH) echo -rounds $(ROUNDS) -servers std,pollux-net -deadline 5s
+	$(BENCH) idle
+
+.PHONY: bench-smoke
+bench-smoke: ## every benchmark once, so that none rots
+	$(GO) test -run '^$$' -bench . -benchtime 1x $(PACKAGES)
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME (10s)
+	@for p in $$($(GO) list $(PACKAGES)); do \
+		for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz'); do \
+			echo "fuzz $$f in $$p"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$p || exit 1; \
+		done; \
+	done
+
+.PHONY: fuzz-smoke
+fuzz-smoke:
+	@$(MAKE) --no-print-directory fuzz FUZZTIME=2s
+
+.PHONY: cover
+cover: ## coverage of the tests, in coverage.html
+	$(GO) test -coverpkg=./,./poller,./internal/sys -coverprofile=coverage.out . ./poller ./internal/...
+	$(GO) tool cover -func=coverage.out | tail -1
+	$(GO) tool cover -html=coverage.out -o coverage.html
+
+.PHONY: clean
+clean: ## remove what the commands have made
+	rm -rf bin coverage.out coverage.html
+	$(GO) clean -testcache

@@ -1,0 +1,99 @@
+// Command bench compares pollux with Go's net package, other event libraries and a
+// server in C: the same echo, the same load, one server at a time, in turn.
+//
+//	go run ./cmd/bench echo -quick      about a minute, all servers
+//	go run ./cmd/bench echo             about six minutes
+//	go run ./cmd/bench echo -share 0.5  latency at half of std's peak, open loop
+//	go run ./cmd/bench idle             memory per idle connection
+//	go run ./cmd/bench list             the servers
+//
+// Each subcommand explains its flags with -h. How to read the tables, and what they
+// do not show, is in README.md.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+)
+
+const usage = `bench compares echo servers: pollux, Go's net, other event libraries, C.
+
+usage: bench [echo|idle|list] [flags]
+
+  echo   requests/s, latency and CPU per request (the default)
+  idle   memory per idle connection
+  list   the servers there are
+
+bench SUBCOMMAND -h explains the flags.
+`
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	switch {
+	case err == nil || errors.Is(err, flag.ErrHelp):
+	case errors.Is(err, errUsage):
+		os.Exit(2)
+	default:
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// errUsage is a mistake in the command line that has been explained already.
+var errUsage = errors.New("wrong usage")
+
+// run is the program without the process around it.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	name := "echo"
+	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
+		name, args = args[0], args[1:]
+	} else if len(args) > 0 && (args[0] == "-h" || args[0] == "-help" || args[0] == "--help") {
+		fmt.Fprint(stdout, usage)
+		return nil
+	}
+	switch name {
+	case "echo", "idle":
+		o, err := parseOptions(name, args, stderr)
+		if err != nil {
+			return err
+		}
+		b, err := newBench(ctx, o, stdout, stderr)
+		if err != nil {
+			return err
+		}
+		defer b.close()
+		if name == "idle" {
+			return b.idle(ctx)
+		}
+		return b.echo(ctx)
+	case "list":
+		return list(stdout)
+	case "help":
+		fmt.Fprint(stdout, usage)
+		return nil
+	}
+	fmt.Fprintf(stderr, "bench: there is no subcommand %q\n\n%s", name, usage)
+	return errUsage
+}
+
+func list(w io.Writer) error {
+	for _, p := range programs {
+		flags := ""
+		if p.blocking {
+			flags = " (-deadline)"
+		}
+		if _, err := fmt.Fprintf(w, "%-12s %s%s\n", p.name, p.about, flags); err != nil {
+			return err
+		}
+	}
+	return nil
+}

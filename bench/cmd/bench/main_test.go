@@ -1,0 +1,162 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pollux-go/pollux/bench/internal/proc"
+)
+
+func runArgs(t *testing.T, args ...string) (stdout, stderr string, err error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var out, progress bytes.Buffer
+	err = run(ctx, args, &out, &progress)
+	return out.String(), progress.String(), err
+}
+
+// unpinned leaves this process's affinity alone: the tests of other packages run
+// beside it.
+var unpinned = []string{"-server-cpu", "", "-client-cpu", ""}
+
+func TestEcho(t *testing.T) {
+	if _, err := exec.LookPath("gcc"); err != nil {
+		t.Skip("no gcc for the c-epoll server")
+	}
+	file := filepath.Join(t.TempDir(), "out.json")
+	out, progress, err := runArgs(t, append([]string{"echo", "-servers", "std,c-epoll,std@GOGC=50", "-rounds", "1", "-duration", "100ms",
+		"-warmup", "20ms", "-conns", "1,8", "-json", file}, unpinned...)...)
+	if err != nil {
+		t.Fatalf("%v\n%s\n%s", err, progress, out)
+	}
+	for _, want := range []string{"1 connection, 64 bytes, closed loop", "8 connections, 64 bytes", "c-epoll: ", "std@GOGC=50: ", "req/s ×std", "Not shown: "} {
+		if !strings.Contains(out, want) {
+			t.Errorf("the output has no %q:\n%s", want, out)
+		}
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var result struct {
+		Machine machine
+		Result  struct {
+			Samples []struct {
+				Server   string
+				Requests uint64
+				CPU      float64 `json:"cpu_us"`
+				RSS      int64   `json:"rss_bytes"`
+			}
+		}
+	}
+	if err := json.Unmarshal(data, &result); err != nil {
+		t.Fatal(err)
+	}
+	if got := len(result.Result.Samples); got != 6 {
+		t.Errorf("%d samples in the JSON, want 3 servers x 2 numbers of connections", got)
+	}
+	for _, s := range result.Result.Samples {
+		if s.Requests == 0 || s.CPU <= 0 || s.RSS <= 0 {
+			t.Errorf("sample %+v has nothing in it", s)
+		}
+	}
+	if result.Machine.Go == "" || result.Machine.Kernel == "" {
+		t.Errorf("machine is %+v", result.Machine)
+	}
+}
+
+func TestEchoOpenLoop(t *testing.T) {
+	out, progress, err := runArgs(t, append([]string{"echo", "-servers", "std", "-rounds", "1", "-duration", "100ms", "-warmup", "20ms",
+		"-conns", "4", "-rate", "2000", "-deadline", "1s", "-markdown"}, unpinned...)...)
+	if err != nil {
+		t.Fatalf("%v\n%s\n%s", err, progress, out)
+	}
+	for _, want := range []string{"open loop at 2,000 requests/s", "p99 ×std", "| std | ", "a read deadline of 1s"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("the output has no %q:\n%s", want, out)
+		}
+	}
+}
+
+func TestIdle(t *testing.T) {
+	out, progress, err := runArgs(t, append([]string{"idle", "-servers", "std", "-rounds", "1", "-conns", "300"}, unpinned...)...)
+	if err != nil {
+		t.Fatalf("%v\n%s\n%s", err, progress, out)
+	}
+	if !strings.Contains(out, "300 idle connections") {
+		t.Errorf("the output is\n%s", out)
+	}
+}
+
+// A server that cannot run is listed with the reason, and the others go on.
+func TestServerThatDoesNotStart(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	l, err := proc.NewLauncher(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := contender{program: program{name: "false"}, bin: "/bin/sh"}
+	if _, err := c.start(ctx, l, &options{loops: 1}); err == nil || !strings.Contains(err.Error(), "start: it ended") {
+		t.Errorf("error is %v, want one that says it ended", err)
+	}
+	c.bin = filepath.Join(t.TempDir(), "missing")
+	if _, err := c.start(ctx, l, &options{loops: 1}); err == nil || !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("error is %v, want a missing file", err)
+	}
+}
+
+func TestCommandLine(t *testing.T) {
+	for _, test := range []struct {
+		args []string
+		want string // In what is printed.
+		err  error
+	}{
+		{[]string{"list"}, "c-epoll", nil},
+		{[]string{"-h"}, "usage: bench", nil},
+		{[]string{"echo", "-h"}, "-pipeline", flag.ErrHelp},
+		{[]string{"idle", "-h"}, "-conns", flag.ErrHelp},
+		{[]string{"dance"}, `no subcommand "dance"`, errUsage},
+		{[]string{"-servers", "nosuch"}, `there is no server "nosuch"`, errUsage},
+		{[]string{"-servers", "std@GOGC"}, "is not VARIABLE=VALUE", errUsage},
+		{[]string{"-servers", ","}, "the list is empty", errUsage},
+		{[]string{"-conns", "1,x"}, "-conns", errUsage},
+		{[]string{"-rounds", "0"}, "-rounds 0", errUsage},
+		{[]string{"-server-cpu", "x"}, "-server-cpu", errUsage},
+		{[]string{"-rate", "1", "-share", "1"}, "exclude each other", errUsage},
+		{[]string{"-rate", "1", "-pipeline", "2"}, "-pipeline is for the closed loop", errUsage},
+		{[]string{"-client", "x"}, "auto, spin or block", errUsage},
+		{[]string{"-size", "0"}, "-size 0", errUsage},
+		{[]string{"echo", "extra"}, `unexpected argument "extra"`, errUsage},
+		{[]string{"idle", "-conns", "1,2"}, "one number", errUsage},
+	} {
+		out, progress, err := runArgs(t, test.args...)
+		if !errors.Is(err, test.err) {
+			t.Errorf("%q: error is %v, want %v", test.args, err, test.err)
+		}
+		if !strings.Contains(out+progress, test.want) {
+			t.Errorf("%q printed %q, want %q in it", test.args, out+progress, test.want)
+		}
+	}
+}
+
+func TestQuickLeavesWhatIsSet(t *testing.T) {
+	var stderr bytes.Buffer
+	o, err := parseOptions("echo", []string{"-quick", "-conns", "7"}, &stderr)
+	if err != nil {
+		t.Fatal(err, stderr.String())
+	}
+	if len(o.conns) != 1 || o.conns[0] != 7 || o.rounds != 3 || o.duration != time.Second || len(o.servers) != len(programs) {
+		t.Errorf("options are %+v", o)
+	}
+}

@@ -1,0 +1,189 @@
+package main
+
+import (
+	"flag"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/pollux-go/pollux/bench/internal/proc"
+)
+
+// options is the command line.
+type options struct {
+	servers    []contender
+	base       string
+	conns      []int
+	rounds     int
+	loops      int
+	gomaxprocs int
+	serverCPUs []int
+	clientCPUs []int
+	json       string
+	markdown   bool
+	dir        string
+	bin        string
+
+	// The echo scenario's.
+	size     int
+	pipeline int
+	duration time.Duration
+	warmup   time.Duration
+	rate     float64
+	share    float64
+	deadline time.Duration
+	client   string
+}
+
+const echoUsage = `bench echo measures requests/s, latency and CPU time per request.
+
+Each server in turn is started, warmed up, measured and stopped: a fresh process
+for every figure, pinned to its CPU from its first instruction on, with no other
+server up beside it. When all have had their turn, the next round begins. The load
+comes from this process, on another CPU, and every byte of every answer is checked.
+
+The default run takes about six minutes for all servers, -quick about one.
+
+flags:
+`
+
+const idleUsage = `bench idle measures the memory that an idle connection costs.
+
+Each server in turn is started, sent one request, and its resident memory is read;
+then come the connections, and it is read again when the server has accepted all;
+then each connection sends one request, which must be answered right, and it is
+read once more. The kernel's own memory for a socket is not in it.
+
+flags:
+`
+
+// parseOptions reads the flags of the subcommand name.
+func parseOptions(name string, args []string, stderr io.Writer) (*options, error) {
+	o := &options{size: 64, pipeline: 1}
+	f := flag.NewFlagSet("bench "+name, flag.ContinueOnError)
+	f.SetOutput(stderr)
+	text := echoUsage
+	if name == "idle" {
+		text = idleUsage
+	}
+	f.Usage = func() {
+		fmt.Fprint(stderr, text)
+		f.PrintDefaults()
+	}
+	var servers, conns, serverCPU, clientCPU string
+	var quick bool
+	f.StringVar(&servers, "servers", strings.Join(programNames(), ","),
+		"comma-separated `list` of servers; NAME@VAR=VALUE runs one with a variable set, as a row of its own")
+	f.StringVar(&o.base, "base", "std", "the `server` that ratios are relative to")
+	f.StringVar(&serverCPU, "server-cpu", "0", "CPU `list` for the servers (0, 0-1, 0,2); empty: not pinned")
+	f.StringVar(&clientCPU, "client-cpu", "1", "CPU `list` for this process, that is the client; empty: not pinned")
+	f.IntVar(&o.gomaxprocs, "gomaxprocs", 0, "GOMAXPROCS of the servers (0: left alone)")
+	f.IntVar(&o.loops, "loops", 1, "event loops of the servers that have them")
+	f.StringVar(&o.json, "json", "", "write options, machine, every sample and the sums to this `file`")
+	f.BoolVar(&o.markdown, "markdown", false, "write the tables as Markdown")
+	f.StringVar(&o.dir, "dir", "", "`directory` of the bench module (default: found from the current one)")
+	f.StringVar(&o.bin, "bin", "", "keep the built servers in this `directory` (default: a temporary one)")
+	if name == "idle" {
+		f.StringVar(&conns, "conns", "10000", "number of idle connections")
+		f.IntVar(&o.rounds, "rounds", 3, "number of rounds")
+	} else {
+		f.StringVar(&conns, "conns", "1,64,1000", "comma-separated `list` of numbers of connections; each gives a table")
+		f.IntVar(&o.rounds, "rounds", 5, "number of rounds")
+		f.IntVar(&o.size, "size", 64, "size of a request, and of its answer, in `bytes`")
+		f.IntVar(&o.pipeline, "pipeline", 1, "requests under way per connection (closed loop)")
+		f.DurationVar(&o.duration, "duration", 2*time.Second, "timed window of one server in one round")
+		f.DurationVar(&o.warmup, "warmup", 500*time.Millisecond, "load before the timed window")
+		f.Float64Var(&o.rate, "rate", 0, "open loop at this many requests/s over all connections (0: closed loop)")
+		f.Float64Var(&o.share, "share", 0, "open loop at this share of what the base server does in a closed loop, measured first")
+		f.DurationVar(&o.deadline, "deadline", 0, "read deadline set before every read; only the servers that list marks with it take part")
+		f.StringVar(&o.client, "client", "auto", "how the client waits: spin, block, or auto: spin where it has a CPU to itself")
+		f.BoolVar(&quick, "quick", false, "a run of about a minute: -conns 1,64 -rounds 3 -duration 1s -warmup 200ms, where not set")
+	}
+	if err := f.Parse(args); err != nil {
+		if err == flag.ErrHelp {
+			return nil, err
+		}
+		return nil, errUsage // The flag set has explained it.
+	}
+	if quick {
+		set := map[string]bool{}
+		f.Visit(func(f *flag.Flag) { set[f.Name] = true })
+		for _, preset := range [][2]string{{"conns", "1,64"}, {"rounds", "3"}, {"duration", "1s"}, {"warmup", "200ms"}} {
+			if !set[preset[0]] {
+				if err := f.Set(preset[0], preset[1]); err != nil {
+					return nil, err
+				}
+			}
+		}
+	}
+	err := func() (err error) {
+		if f.NArg() > 0 {
+			return fmt.Errorf("unexpected argument %q", f.Arg(0))
+		}
+		if o.servers, err = parseContenders(servers); err != nil {
+			return err
+		}
+		if o.serverCPUs, err = proc.ParseCPUs(serverCPU); err != nil {
+			return fmt.Errorf("-server-cpu: %w", err)
+		}
+		if o.clientCPUs, err = proc.ParseCPUs(clientCPU); err != nil {
+			return fmt.Errorf("-client-cpu: %w", err)
+		}
+		for item := range strings.SplitSeq(conns, ",") {
+			n, err := strconv.Atoi(strings.TrimSpace(item))
+			if err != nil || n < 1 {
+				return fmt.Errorf("-conns: %q is not a number of connections", item)
+			}
+			if !slices.Contains(o.conns, n) {
+				o.conns = append(o.conns, n)
+			}
+		}
+		return o.check(name)
+	}()
+	if err != nil {
+		fmt.Fprintf(stderr, "bench %s: %v (-h explains the flags)\n", name, err)
+		return nil, errUsage
+	}
+	return o, nil
+}
+
+func (o *options) check(name string) error {
+	switch {
+	case o.rounds < 1:
+		return fmt.Errorf("-rounds %d: at least 1 is needed", o.rounds)
+	case o.loops < 1:
+		return fmt.Errorf("-loops %d: at least 1 is needed", o.loops)
+	case o.gomaxprocs < 0:
+		return fmt.Errorf("-gomaxprocs %d: must not be negative", o.gomaxprocs)
+	}
+	if name == "idle" {
+		if len(o.conns) != 1 {
+			return fmt.Errorf("-conns: one number is needed")
+		}
+		return nil
+	}
+	switch {
+	case o.size < 1 || o.size > 64<<20:
+		return fmt.Errorf("-size %d: 1 byte to 64 MiB", o.size)
+	case o.pipeline < 1 || o.pipeline > 4096:
+		return fmt.Errorf("-pipeline %d: 1 to 4096", o.pipeline)
+	case o.size*o.pipeline > 64<<20:
+		return fmt.Errorf("-size %d with -pipeline %d: more than 64 MiB under way per connection", o.size, o.pipeline)
+	case o.duration <= 0 || o.warmup < 0:
+		return fmt.Errorf("-duration must be above zero and -warmup not below")
+	case o.rate < 0 || o.share < 0:
+		return fmt.Errorf("-rate and -share must not be negative")
+	case o.rate > 0 && o.share > 0:
+		return fmt.Errorf("-rate and -share exclude each other")
+	case (o.rate > 0 || o.share > 0) && o.pipeline != 1:
+		return fmt.Errorf("-pipeline is for the closed loop: at a fixed rate nothing limits the requests under way")
+	case o.deadline < 0:
+		return fmt.Errorf("-deadline must not be negative")
+	case o.client != "auto" && o.client != "spin" && o.client != "block":
+		return fmt.Errorf("-client %q: auto, spin or block", o.client)
+	}
+	return nil
+}

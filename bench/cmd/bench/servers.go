@@ -1,0 +1,279 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/pollux-go/pollux/bench/internal/proc"
+)
+
+// program is one of the echo servers under servers/.
+type program struct {
+	name     string
+	about    string
+	c        bool // Built by the C compiler.
+	oneLoop  bool // -loops above 1 is refused.
+	blocking bool // Takes -deadline and -buffer.
+}
+
+// programs is every server there is, in the order of the tables.
+var programs = []program{
+	{name: "std", about: "Go's net package, a goroutine per connection: the base of all ratios", blocking: true},
+	{name: "c-epoll", about: "C, one thread, level-triggered epoll: the floor for epoll on this machine", c: true, oneLoop: true},
+	{name: "gnet", about: "panjf2000/gnet v2, event loops"},
+	{name: "nbio", about: "lesismal/nbio, event loops"},
+	{name: "netpoll", about: "cloudwego/netpoll, event loops and a goroutine pool"},
+	{name: "evio", about: "tidwall/evio, event loops"},
+	{name: "pollux", about: "pollux, event API"},
+	{name: "pollux-net", about: "pollux, net API: the program of std on pollux.Listen", blocking: true},
+}
+
+// contender is a program with the environment it is to run in.
+type contender struct {
+	program
+	label string // What the tables call it: the program's name, or NAME@VAR=VALUE.
+	env   []string
+	bin   string
+}
+
+// parseContenders reads the list of the -servers flag.
+func parseContenders(list string) ([]contender, error) {
+	var out []contender
+	seen := map[string]bool{}
+	for item := range strings.SplitSeq(list, ",") {
+		item = strings.TrimSpace(item)
+		if item == "" || seen[item] {
+			continue
+		}
+		seen[item] = true
+		parts := strings.Split(item, "@")
+		var found bool
+		for _, p := range programs {
+			if p.name == parts[0] {
+				found = true
+				out = append(out, contender{program: p, label: item, env: parts[1:]})
+			}
+		}
+		if !found {
+			return nil, fmt.Errorf("-servers: there is no server %q (there are: %s)", parts[0], strings.Join(programNames(), ", "))
+		}
+		for _, v := range parts[1:] {
+			if name, _, ok := strings.Cut(v, "="); !ok || name == "" {
+				return nil, fmt.Errorf("-servers: %q in %q is not VARIABLE=VALUE", v, item)
+			}
+		}
+	}
+	if len(out) == 0 {
+		return nil, errors.New("-servers: the list is empty")
+	}
+	return out, nil
+}
+
+func programNames() []string {
+	names := make([]string, len(programs))
+	for i, p := range programs {
+		names[i] = p.name
+	}
+	return names
+}
+
+// moduleDir finds the directory of this module, which the servers are built from.
+func moduleDir(ctx context.Context) (string, error) {
+	const module = "github.com/pollux-go/pollux/bench"
+	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", module).Output()
+	dir := strings.TrimSpace(string(out))
+	if err != nil || dir == "" {
+		return "", fmt.Errorf("module %s is not here: run this in its directory, or say -dir", module)
+	}
+	return dir, nil
+}
+
+// build builds the program from the module in dir into bin and returns the path.
+func (p program) build(ctx context.Context, dir, bin string) (string, error) {
+	out := filepath.Join(bin, p.name)
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", out, "./servers/"+p.name)
+	if p.c {
+		cc := os.Getenv("CC")
+		if cc == "" {
+			cc = "gcc"
+		}
+		if _, err := exec.LookPath(cc); err != nil {
+			return "", fmt.Errorf("no C compiler: %w", err)
+		}
+		cmd = exec.CommandContext(ctx, cc, "-O2", "-o", out, filepath.Join("servers", p.name, "main.c"))
+	}
+	cmd.Dir = dir
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build: %w: %s", err, firstLines(string(text), 3))
+	}
+	return out, nil
+}
+
+// firstLines is text cut to n lines that say something, on one line.
+func firstLines(text string, n int) string {
+	var kept []string
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		if line == "" || strings.HasPrefix(line, "#") {
+			continue
+		}
+		if len(kept) == n {
+			kept = append(kept, "…")
+			break
+		}
+		kept = append(kept, line)
+	}
+	return strings.Join(kept, "; ")
+}
+
+// readyPrefix begins the line by which a server says that it is ready.
+const readyPrefix = "listening on "
+
+const (
+	startLimit = 10 * time.Second // For a server to say that it listens.
+	stopGrace  = 2 * time.Second  // From SIGTERM to SIGKILL.
+)
+
+// child is a running server.
+type child struct {
+	cmd    *exec.Cmd
+	addr   string
+	stderr *head
+	ended  chan struct{} // Closed when the process has ended; err is set then.
+	err    error
+}
+
+// start starts the server on a free port and waits until it listens.
+func (c contender) start(ctx context.Context, l *proc.Launcher, o *options) (*child, error) {
+	addr, err := freeAddr()
+	if err != nil {
+		return nil, err
+	}
+	args := []string{"-addr", addr, "-loops", strconv.Itoa(o.loops)}
+	if c.blocking {
+		// A buffer for all that a client may have under way, within reason: what the
+		// author of a blocking server would choose.
+		size := min(max(o.size*o.pipeline, 4<<10), 64<<10)
+		args = append(args, "-deadline", o.deadline.String(), "-buffer", strconv.Itoa(size))
+	}
+	cmd := exec.Command(c.bin, args...)
+	cmd.Env = append(os.Environ(), c.env...)
+	if o.gomaxprocs > 0 {
+		cmd.Env = append(cmd.Env, "GOMAXPROCS="+strconv.Itoa(o.gomaxprocs))
+	}
+	s := &child{cmd: cmd, addr: addr, stderr: &head{}, ended: make(chan struct{})}
+	cmd.Stderr = s.stderr
+	cmd.WaitDelay = time.Second
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, fmt.Errorf("start: %w", err)
+	}
+	if err := l.Start(cmd); err != nil {
+		return nil, fmt.Errorf("start: %w", err)
+	}
+	line := make(chan string, 1)
+	go func() {
+		r := bufio.NewReader(stdout)
+		for {
+			// Some libraries have something to say themselves before.
+			text, err := r.ReadString('\n')
+			if err != nil || strings.HasPrefix(text, readyPrefix) {
+				line <- text
+				break
+			}
+		}
+		_, _ = io.Copy(io.Discard, r)
+		s.err = cmd.Wait()
+		close(s.ended)
+	}()
+	timeout := time.NewTimer(startLimit)
+	defer timeout.Stop()
+	select {
+	case text := <-line:
+		if strings.HasPrefix(text, readyPrefix) {
+			return s, nil
+		}
+		s.stop()
+		return nil, fmt.Errorf("start: it ended (%v): %s", s.err, s.said())
+	case <-timeout.C:
+		s.stop()
+		return nil, fmt.Errorf("start: not listening after %v: %s", startLimit, s.said())
+	case <-ctx.Done():
+		s.stop()
+		return nil, context.Cause(ctx)
+	}
+}
+
+// stop ends the server and waits until it has ended.
+func (s *child) stop() {
+	_ = s.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-s.ended:
+		return
+	case <-time.After(stopGrace):
+	}
+	_ = s.cmd.Process.Kill()
+	<-s.ended
+}
+
+func (s *child) pid() int { return s.cmd.Process.Pid }
+
+// said is what the server wrote to its standard error, shortened.
+func (s *child) said() string {
+	if text := firstLines(s.stderr.String(), 3); text != "" {
+		return text
+	}
+	return "it wrote no reason"
+}
+
+// head keeps the first bytes of what is written to it and drops the rest.
+type head struct {
+	mu  sync.Mutex
+	buf bytes.Buffer // mu protects it.
+}
+
+const headMax = 4 << 10
+
+// Write never fails: a server must not notice who listens.
+func (h *head) Write(p []byte) (int, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.buf.Write(p[:min(len(p), headMax-h.buf.Len())])
+	return len(p), nil
+}
+
+func (h *head) String() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.buf.String()
+}
+
+// freeAddr finds a loopback port to listen on, below the range from which the
+// kernel takes the ports of outgoing connections.
+func freeAddr() (string, error) {
+	var last error
+	for range 50 {
+		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(15000+rand.IntN(15000)))
+		ln, err := net.Listen("tcp", addr)
+		if err != nil {
+			last = err
+			continue
+		}
+		return addr, ln.Close()
+	}
+	return "", fmt.Errorf("find a free port: %w", last)
+}

@@ -1,0 +1,99 @@
+package report
+
+import (
+	"fmt"
+	"math"
+	"slices"
+)
+
+// IdleSample is one server in one round of the idle scenario. Sizes in bytes.
+type IdleSample struct {
+	Server string `json:"server"`
+	Round  int    `json:"round"`
+	Conns  int    `json:"conns"`
+	Before int64  `json:"rss_before"` // After one request, before the connections.
+	Idle   int64  `json:"rss_idle"`   // All connected, none used yet.
+	After  int64  `json:"rss_pinged"` // After one request on each.
+}
+
+func (s IdleSample) perIdle() float64   { return float64(s.Idle-s.Before) / float64(s.Conns) }
+func (s IdleSample) perPinged() float64 { return float64(s.After-s.Before) / float64(s.Conns) }
+
+// IdleRow is one server's figures over the rounds, in bytes.
+type IdleRow struct {
+	Server    string `json:"server"`
+	Before    Stat   `json:"rss_before"`
+	Idle      Stat   `json:"rss_idle"`
+	PerIdle   Stat   `json:"per_idle_connection"`
+	PerPinged Stat   `json:"per_used_connection"`
+	Ratio     Stat   `json:"per_used_connection_ratio"`
+}
+
+// SumIdle sums up samples by server. Ratios are taken within a round, as in
+// [EchoRow].
+func SumIdle(samples []IdleSample, base string) []IdleRow {
+	baseOf := map[int]IdleSample{}
+	var servers []string
+	for _, s := range samples {
+		if s.Server == base {
+			baseOf[s.Round] = s
+		}
+		if !slices.Contains(servers, s.Server) {
+			servers = append(servers, s.Server)
+		}
+	}
+	var rows []IdleRow
+	for _, server := range servers {
+		stat := func(f func(IdleSample) float64) Stat {
+			var v []float64
+			for _, s := range samples {
+				if s.Server == server {
+					v = append(v, f(s))
+				}
+			}
+			return NewStat(v)
+		}
+		rows = append(rows, IdleRow{
+			Server:    server,
+			Before:    stat(func(s IdleSample) float64 { return float64(s.Before) }),
+			Idle:      stat(func(s IdleSample) float64 { return float64(s.Idle) }),
+			PerIdle:   stat(IdleSample.perIdle),
+			PerPinged: stat(IdleSample.perPinged),
+			Ratio: stat(func(s IdleSample) float64 {
+				b, ok := baseOf[s.Round]
+				if !ok {
+					return math.NaN()
+				}
+				return s.perPinged() / b.perPinged()
+			}),
+		})
+	}
+	return rows
+}
+
+// IdleTable lays the rows out.
+func IdleTable(rows []IdleRow, base string) Table {
+	t := Table{Header: []string{"server", "RSS before MB", "RSS connected MB", "bytes/conn, unused", "bytes/conn, used once", "used once ×" + base}}
+	for _, r := range rows {
+		t.Rows = append(t.Rows, []string{r.Server, r.Before.Middle(Mega), r.Idle.Middle(Mega), r.PerIdle.Format(Count),
+			r.PerPinged.Format(Count), r.Ratio.Format(Ratio)})
+	}
+	return t
+}
+
+// IdleSentences says what each row but the base's means.
+func IdleSentences(rows []IdleRow, base string) []string {
+	var out []string
+	for _, r := range rows {
+		switch {
+		case r.Server == base:
+		case r.Ratio.N == 0:
+			out = append(out, fmt.Sprintf("%s: %s bytes per connection; nothing to compare with, %s did not run.",
+				r.Server, r.PerPinged.Middle(Count), base))
+		default:
+			out = append(out, fmt.Sprintf("%s: %s bytes per connection that was used once, %s.", r.Server, r.PerPinged.Middle(Count),
+				quantity(r.Ratio, base, base+"'s", "more", "less")))
+		}
+	}
+	return out
+}

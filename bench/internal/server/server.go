@@ -1,0 +1,113 @@
+// Package server holds what the echo servers of the benchmark have in common: the
+// command line, the line that says a server is ready, the end by signal, and the
+// blocking echo loop that std and pollux-net share to the letter.
+package server
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+)
+
+// Options is the command line that every server takes.
+type Options struct {
+	Addr     string        // Addr is host:port to listen on.
+	Loops    int           // Loops is the number of event loops, where a server has them.
+	Deadline time.Duration // Deadline is set before each read when above zero; only where [ParseBlocking] offered it.
+	Buffer   int           // Buffer is the size of a connection's read buffer; likewise.
+}
+
+// Parse reads the command line of a server with event loops.
+func Parse() Options {
+	var o Options
+	o.parse()
+	return o
+}
+
+// ParseBlocking reads the command line of a server that [ServeConns] will run. It
+// has two flags more. Other servers do not know them, so that asking one for a
+// deadline is an error and not a silent advantage.
+func ParseBlocking() Options {
+	var o Options
+	flag.DurationVar(&o.Deadline, "deadline", 0, "set a read deadline this far ahead before every read (0: none)")
+	flag.IntVar(&o.Buffer, "buffer", 4<<10, "`size` of a connection's read buffer in bytes")
+	o.parse()
+	if o.Buffer < 1 {
+		Fatal(fmt.Errorf("-buffer %d: at least 1 is needed", o.Buffer))
+	}
+	return o
+}
+
+func (o *Options) parse() {
+	flag.StringVar(&o.Addr, "addr", "127.0.0.1:9000", "`host:port` to listen on")
+	flag.IntVar(&o.Loops, "loops", 1, "number of event loops, where the server has them")
+	flag.Parse()
+	if o.Loops < 1 {
+		Fatal(fmt.Errorf("-loops %d: at least 1 is needed", o.Loops))
+	}
+}
+
+// Context returns a context that ends on SIGTERM or SIGINT.
+func Context() (context.Context, context.CancelFunc) {
+	return signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+}
+
+// Ready prints the one line that the runner waits for.
+func Ready(addr string) { fmt.Printf("listening on %s\n", addr) }
+
+// Fatal reports err and ends the process.
+func Fatal(err error) {
+	fmt.Fprintln(os.Stderr, err)
+	os.Exit(1)
+}
+
+// ServeConns accepts connections from ln and echoes each on a goroutine of its
+// own, until a signal comes. It is the plain net program: std runs it on
+// net.Listen, pollux-net on pollux.Listen, and nothing else differs.
+func ServeConns(ln net.Listener, o Options) {
+	ctx, stop := Context()
+	defer stop()
+	context.AfterFunc(ctx, func() { _ = ln.Close() })
+	Ready(ln.Addr().String())
+	for {
+		c, err := ln.Accept()
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			Fatal(fmt.Errorf("accept: %w", err))
+		}
+		go echo(c, o.Deadline, o.Buffer)
+	}
+}
+
+func echo(c net.Conn, deadline time.Duration, size int) {
+	defer func() { _ = c.Close() }()
+	buf := make([]byte, size)
+	for {
+		if deadline > 0 {
+			if err := c.SetReadDeadline(time.Now().Add(deadline)); err != nil {
+				return
+			}
+		}
+		n, err := c.Read(buf)
+		if n > 0 {
+			if _, err := c.Write(buf[:n]); err != nil {
+				return
+			}
+		}
+		if err != nil {
+			if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) && !errors.Is(err, syscall.ECONNRESET) {
+				fmt.Fprintln(os.Stderr, "read:", err)
+			}
+			return
+		}
+	}
+}
