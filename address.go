@@ -218,7 +218,14 @@ func tcpAddr(a sys.Sockaddr) *net.TCPAddr {
 	return t
 }
 
-func unixAddr(name sys.UnixAddr) *net.UnixAddr { return &net.UnixAddr{Name: string(name), Net: "unix"} }
+// unixAddr is the address of a unix socket. One without a name, as most clients', is "@", as package net has it and
+// servers compare with.
+func unixAddr(name sys.UnixAddr) *net.UnixAddr {
+	if name == "" {
+		name = "@"
+	}
+	return &net.UnixAddr{Name: string(name), Net: "unix"}
+}
 
 // localAddr returns the address of a socket, or nil if it has none that we know.
 func localAddr(fd int) net.Addr {

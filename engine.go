@@ -195,10 +195,29 @@ func (s *Service) Addrs() []net.Addr {
 	return addrs
 }
 
+// Files returns copies of the listening sockets, in the order of Addrs, to hand to a process that takes over, as
+// exec.Cmd.ExtraFiles for instance; it serves them as fd:// addresses. The caller closes them. The files of unix sockets
+// are not removed any more when the service ends.
+func (s *Service) Files() ([]*os.File, error) {
+	files := make([]*os.File, 0, len(s.acceptors))
+	for _, a := range s.acceptors {
+		fd, err := a.ln.dup()
+		if err != nil {
+			for _, f := range files {
+				f.Close()
+			}
+			return nil, fmt.Errorf("copy the listening socket of %v: %w", a.ln.addr, err)
+		}
+		files = append(files, os.NewFile(uintptr(fd), a.ln.addr.String()))
+	}
+	return files, nil
+}
+
 // Conns returns how many connections of the service are open.
 func (s *Service) Conns() int { return int(s.conns.Load()) }
 
-// Bind listens on the addresses and has h called for their connections. It does not wait. An address is one of
+// Bind listens on the addresses and has h called for their connections. It does not wait for any. A handler must not call
+// it: it gets [ErrInHandler]. An address is one of
 //
 //	tcp://host:port  tcp4://  tcp6://   an empty host is every address, port 0 lets the kernel choose
 //	unix:///path  unix://@name          a file of mode Config.UnixMode, or an abstract name
@@ -261,10 +280,16 @@ func (e *Engine) listenOn(a address) ([]*listening, error) {
 
 // serve starts to accept. It takes the sockets over, and closes them if it fails.
 func (e *Engine) serve(h Handler, open []*listening) (*Service, error) {
+	if e.inHandler() {
+		for _, ln := range open {
+			ln.close()
+		}
+		return nil, ErrInHandler
+	}
 	s := e.newService(h)
 	e.mu.Lock()
-	defer e.mu.Unlock()
 	if err := e.start(); err != nil {
+		e.mu.Unlock()
 		for _, ln := range open {
 			ln.close()
 		}
@@ -273,27 +298,33 @@ func (e *Engine) serve(h Handler, open []*listening) (*Service, error) {
 	for i, ln := range open {
 		s.acceptors = append(s.acceptors, &acceptor{loop: e.loops[i%len(e.loops)], service: s, ln: ln, next: i})
 	}
-	failed := make(chan error, len(open))
+	e.services[s] = struct{}{}
+	e.mu.Unlock() // The loops take it too: it must not be held while one is waited for.
+
+	results := make(chan error, len(open))
 	for _, a := range s.acceptors {
-		if err := a.loop.inner.PostAlways(func() { failed <- a.loop.addAcceptor(a) }); err != nil {
-			failed <- err
+		if err := a.loop.inner.PostAlways(func() { results <- a.loop.addAcceptor(a) }); err != nil {
+			a.ln.close()
+			results <- err
 		}
 	}
 	var errs []error
 	for range s.acceptors {
-		errs = append(errs, <-failed)
+		errs = append(errs, <-results)
 	}
 	if err := errors.Join(errs...); err != nil {
 		s.closing.Store(true)
-		for _, a := range s.acceptors {
-			if a.loop.inner.PostAlways(func() { a.loop.removeAcceptor(a) }) != nil {
-				a.ln.close()
-			}
-		}
+		_ = s.shutdown(canceled(err))
 		return nil, err
 	}
-	e.services[s] = struct{}{}
 	return s, nil
+}
+
+// canceled returns a context that has ended because of err.
+func canceled(err error) context.Context {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	cancel(err)
+	return ctx
 }
 
 // Serve has h called for the connections of ln, which must be a TCP or unix listener with a file descriptor, as those of
@@ -532,9 +563,7 @@ func (e *Engine) Shutdown(ctx context.Context) error {
 
 // Close is Shutdown without the grace: what is queued is lost, and OnClose gets [ErrShutdown].
 func (e *Engine) Close() error {
-	ctx, cancel := context.WithCancelCause(context.Background())
-	cancel(errClosedNow)
-	if err := e.Shutdown(ctx); !errors.Is(err, errClosedNow) {
+	if err := e.Shutdown(canceled(errClosedNow)); !errors.Is(err, errClosedNow) {
 		return err
 	}
 	return nil

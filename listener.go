@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 
@@ -15,7 +16,8 @@ import (
 
 // listening is an open listening socket.
 type listening struct {
-	fd     int
+	mu     sync.Mutex // keeps fd open while it is copied
+	fd     int        // -1: closed
 	addr   net.Addr
 	stream bool // TCP
 	path   string
@@ -24,8 +26,26 @@ type listening struct {
 
 // close closes the socket and removes its file.
 func (ln *listening) close() {
-	sys.Close(ln.fd)
-	ln.unlink()
+	ln.mu.Lock()
+	fd := ln.fd
+	ln.fd = -1
+	ln.mu.Unlock()
+	if fd >= 0 {
+		ln.unlink() // First, so that nobody connects to a name behind which nobody accepts.
+		sys.Close(fd)
+	}
+}
+
+// dup copies the descriptor, for somebody who takes over: the file of a unix socket is theirs then.
+func (ln *listening) dup() (int, error) {
+	ln.mu.Lock()
+	defer ln.mu.Unlock()
+	if ln.fd < 0 {
+		return -1, ErrClosed
+	}
+	ln.path = ""
+	fd, errno := sys.Dup(ln.fd)
+	return fd, os.NewSyscallError(sys.OpFcntl.String(), asError(errno))
 }
 
 func (ln *listening) unlink() {
@@ -391,6 +411,9 @@ func newConn(l *loop, s *Service, fd int, from sys.Sockaddr, stream bool) *Conn 
 
 // addAcceptor begins to accept on the loop. It runs there.
 func (l *loop) addAcceptor(a *acceptor) error {
+	if a.gone {
+		return ErrClosed // The service has ended meanwhile.
+	}
 	token, err := l.sources.Put(source{acceptor: a})
 	if err != nil {
 		return err

@@ -73,7 +73,8 @@ func (l *loop) run() {
 	l.thread.Store(int64(sys.Gettid()))
 	defer close(l.done)
 	if err := l.inner.Run(); err != nil {
-		l.engine.log.Error("pollux: an event loop has failed and closes its connections", "error", err)
+		l.engine.log.Error("pollux: an event loop has failed: the engine closes", "error", err)
+		go l.engine.Close()
 	}
 	for _, s := range l.sources.All {
 		l.closeSource(s, ErrShutdown)
@@ -278,12 +279,13 @@ func (l *loop) enter(c *Conn) {
 // finish ends a callback: it sends what was gathered, keeps what was not read, and does what was asked for. err is what
 // the handler returned.
 func (l *loop) finish(c *Conn, err error) {
-	asked, flushErr := l.leave(c)
-	if err == nil {
-		err = flushErr
-	}
+	asked, failed := l.leave(c)
 	if c.fd < 0 {
 		l.closed(c, ErrDetached)
+		return
+	}
+	if failed != nil {
+		l.destroy(c, failed) // The peer is gone: nobody is left to linger for.
 		return
 	}
 	c.in.keep()

@@ -124,11 +124,15 @@ func (c *NetConn) shutdown(how int) error {
 
 // set runs a call on the descriptor.
 func (c *NetConn) set(op string, call func(fd int) sys.Errno, name sys.Op) error {
+	return opError(op, c.network, c.local, c.remote, c.call(call, name))
+}
+
+func (c *NetConn) call(call func(fd int) sys.Errno, name sys.Op) error {
 	var errno sys.Errno
 	if err := c.desc.Use(0, func(fd int) bool { errno = call(fd); return true }); err != nil {
-		return opError(op, c.network, c.local, c.remote, err)
+		return err
 	}
-	return opError(op, c.network, c.local, c.remote, os.NewSyscallError(name.String(), asError(errno)))
+	return os.NewSyscallError(name.String(), asError(errno))
 }
 
 func (c *NetConn) setInt(level, option, value int) error {
@@ -161,13 +165,16 @@ func (c *NetConn) SetLinger(seconds int) error {
 }
 
 // SetReadBuffer sets the size of the kernel's receive buffer.
-func (c *NetConn) SetReadBuffer(bytes int) error {
-	return c.setInt(sys.SOL_SOCKET, sys.SO_RCVBUF, bytes)
-}
+func (c *NetConn) SetReadBuffer(bytes int) error { return c.setBuffer(sys.SO_RCVBUF, bytes) }
 
 // SetWriteBuffer sets the size of the kernel's send buffer.
-func (c *NetConn) SetWriteBuffer(bytes int) error {
-	return c.setInt(sys.SOL_SOCKET, sys.SO_SNDBUF, bytes)
+func (c *NetConn) SetWriteBuffer(bytes int) error { return c.setBuffer(sys.SO_SNDBUF, bytes) }
+
+// setBuffer is setInt with the addresses that package net gives this error.
+func (c *NetConn) setBuffer(option, bytes int) error {
+	return opError("set", c.network, nil, c.local, c.call(func(fd int) sys.Errno {
+		return sys.SetsockoptInt(fd, sys.SOL_SOCKET, option, bytes)
+	}, sys.OpSetsockopt))
 }
 
 func boolInt(b bool) int {
@@ -214,7 +221,11 @@ type rawConn struct {
 
 func (r *rawConn) Control(f func(fd uintptr)) error {
 	err := r.desc.Use(0, func(fd int) bool { f(uintptr(fd)); return true })
-	return opError("raw-control", r.network, r.local, r.remote, err)
+	local := r.local
+	if local == nil {
+		local = r.remote // A listener's address.
+	}
+	return opError("raw-control", r.network, nil, local, err)
 }
 
 func (r *rawConn) Read(f func(fd uintptr) bool) error {

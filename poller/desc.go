@@ -285,7 +285,7 @@ func (d *Desc) read(p []byte) (int, error) {
 			}
 			d.drained = false
 		default:
-			return 0, d.callError(true, errno)
+			return 0, callError(sys.OpRead, errno)
 		}
 	}
 }
@@ -329,7 +329,7 @@ func (d *Desc) write(p []byte) (n int, err error) {
 				return n, err
 			}
 		default:
-			return n, d.callError(false, errno)
+			return n, callError(sys.OpWrite, errno)
 		}
 		if err := d.check(flagWExpired); err != nil {
 			return n, err
@@ -371,7 +371,7 @@ func (d *Desc) Writev(bufs [][]byte) (n int64, err error) {
 				return n, err
 			}
 		default:
-			return n, d.callError(false, errno)
+			return n, callError(sys.OpWrite, errno)
 		}
 		if err := d.check(flagWExpired); err != nil {
 			return n, err
@@ -379,18 +379,9 @@ func (d *Desc) Writev(bufs [][]byte) (n int64, err error) {
 	}
 }
 
-func (d *Desc) callError(read bool, errno sys.Errno) error {
-	op := sys.OpWrite
-	switch {
-	case read && d.socket:
-		op = sys.OpRecv
-	case read:
-		op = sys.OpRead
-	case d.socket:
-		op = sys.OpSend
-	}
-	return os.NewSyscallError(op.String(), errno)
-}
+// callError names the call as package net does, whose texts programs look for: "write: broken pipe", although on a
+// socket it was a sendto.
+func callError(op sys.Op, errno sys.Errno) error { return os.NewSyscallError(op.String(), errno) }
 
 // Accept takes a connection from a listening socket, waiting for one. The read deadline concerns it. Connections that
 // were reset while they waited are passed over.
