@@ -10,7 +10,7 @@ import (
 )
 
 // Config says how an [Engine] works. The zero Config is the default one, and so is a zero in any field; [Default]
-// returns it with every default spelled out, [ConfigFromEnv] one from the environment.
+// returns it with the defaults spelled out, [ConfigFromEnv] one from the environment.
 type Config struct {
 	// Backend is what the event loops wait on.
 	Backend Kind
@@ -37,7 +37,8 @@ type Config struct {
 	// their turn.
 	BufferSize int
 
-	// Linger is how long a closing connection may take to send what is queued. Negative: no time at all.
+	// Linger is how long a closing connection waits for its peer to take more of what is queued. What is left then is
+	// dropped, and the connection reset. Negative: no time at all.
 	Linger time.Duration
 
 	// Drain is how long ListenAndServe waits for its connections to finish when its context has ended.
@@ -56,14 +57,13 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// Default returns the configuration in force where nothing is set.
+// Default returns the configuration in force where nothing is set. WriteLow is 0, since it follows WriteLimit.
 func Default() Config {
 	return Config{
 		Backend:    KindAuto,
 		Loops:      runtime.GOMAXPROCS(0),
 		ReadLimit:  1 << 20,
 		WriteLimit: 1 << 20,
-		WriteLow:   1 << 18,
 		BufferSize: 64 << 10,
 		Linger:     5 * time.Second,
 		Drain:      10 * time.Second,

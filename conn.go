@@ -70,12 +70,14 @@ const (
 )
 
 // requests are what other goroutines want of the loop. The first one posts a letter, the others go with it.
-type requests uint8
+type requests uint16
 
 const (
 	askClose requests = 1 << iota
 	askResume
 	askIdle
+	askDrained  // a flush elsewhere has made room that OnWritable is to tell of
+	askFinished // the last byte before a FIN was sent
 	askRetry    // the kernel was out of memory: no edge will come
 	askWritable // a Write was refused: OnWritable is wanted when the queue has drained; not answered at once
 	posted      // the letter is under way
@@ -217,11 +219,13 @@ func (c *Conn) shutdownWrite() error {
 	if errno := sys.Shutdown(int(c.fd), sys.SHUT_WR); errno != 0 && errno != sys.ENOTCONN {
 		return os.NewSyscallError(sys.OpShutdown.String(), errno)
 	}
+	c.ask(askFinished) // The loop knows whether the other direction has ended.
 	return nil
 }
 
-// Close closes the connection after what is queued has been sent, for which it has Config.Linger. Nothing can be written
-// any more, and what still arrives is thrown away. OnClose follows. A second Close returns [ErrClosed].
+// Close closes the connection after what is queued has been sent, as long as the peer takes some of it within
+// Config.Linger; else what is left is dropped, and the peer sees a reset. Nothing can be written any more, and what still
+// arrives is thrown away. OnClose follows. A second Close returns [ErrClosed].
 func (c *Conn) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

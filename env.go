@@ -24,7 +24,7 @@ type settings struct {
 	WriteLimit size          `env:"POLLUX_WRITE_LIMIT" envDefault:"1MiB" allowed:"1 to 1GiB" help:"most bytes queued for a peer that does not read; beyond, Write returns ErrWouldBlock"`
 	WriteLow   size          `env:"POLLUX_WRITE_LOW" envDefault:"0" allowed:"0 to POLLUX_WRITE_LIMIT" help:"OnWritable is called when the queue has drained to so many bytes; 0: a quarter of the write limit"`
 	BufferSize size          `env:"POLLUX_BUFFER_SIZE" envDefault:"64KiB" allowed:"4KiB to 16MiB" help:"each loop's read buffer, and what a connection may read before others have their turn"`
-	Linger     time.Duration `env:"POLLUX_LINGER" envDefault:"5s" allowed:"a duration; below 0: no time at all" help:"how long a closing connection may take to send what is queued"`
+	Linger     time.Duration `env:"POLLUX_LINGER" envDefault:"5s" allowed:"a duration; below 0: no time at all" help:"how long a closing connection waits for its peer to take more of what is queued"`
 	Drain      time.Duration `env:"POLLUX_DRAIN" envDefault:"10s" allowed:"a duration above 0" help:"how long ListenAndServe waits for its connections to finish when its context has ended"`
 	KeepAlive  time.Duration `env:"POLLUX_KEEPALIVE" envDefault:"15s" allowed:"a duration; below 0: never" help:"after how long a silence, and how often, TCP asks whether the peer is there"`
 	Backlog    count         `env:"POLLUX_BACKLOG" envDefault:"0" allowed:"0 to 65536" help:"connections that may wait to be accepted; 0: as net.core.somaxconn"`

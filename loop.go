@@ -194,7 +194,7 @@ func (l *loop) event(c *Conn, ready poller.Ready) {
 	if ready&(poller.Writable|both) != 0 && c.blocked.Load() && !l.writable(c) {
 		return
 	}
-	if ready&both != 0 && c.flags&flagEOF != 0 {
+	if ready&both != 0 && (c.flags&flagEOF != 0 || c.paused.Load()) && c.linger == 0 {
 		l.hungUp(c, ready)
 		return
 	}
@@ -206,15 +206,27 @@ func (l *loop) event(c *Conn, ready poller.Ready) {
 	}
 }
 
-// hungUp ends a connection whose end of stream was seen already, so that no read will find out: because of an error, or
-// because its own writing direction is finished as well.
+// finished tells whether the writing direction has ended: after CloseWrite, once everything is sent.
+func (c *Conn) finished() bool {
+	if c.state.Load() != stateFinished {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.out.len() == 0
+}
+
+// hungUp ends a connection that no read will find out about, because its end of stream was seen already or because it is
+// paused: after an error, or when its own writing direction is finished as well.
 func (l *loop) hungUp(c *Conn, ready poller.Ready) {
 	errno, _ := sys.GetsockoptInt(int(c.fd), sys.SOL_SOCKET, sys.SO_ERROR)
 	switch {
 	case errno != 0:
 		l.destroy(c, os.NewSyscallError("getsockopt", sys.Errno(errno)))
-	case ready&poller.HungUp != 0:
-		l.destroy(c, c.reason)
+	case c.flags&flagEOF != 0 && ready&poller.HungUp != 0:
+		l.destroy(c, nil)
+	default:
+		c.flags |= flagMayRead // For Resume.
 	}
 }
 
@@ -245,7 +257,9 @@ func (l *loop) read(c *Conn) {
 	switch {
 	case errno == sys.EAGAIN:
 		c.flags &^= flagMayRead
-		l.maybeDrained(c)
+		if l.drained(c) {
+			l.beginClose(c, nil)
+		}
 	case errno != 0:
 		l.destroy(c, os.NewSyscallError(sys.OpRecv.String(), errno))
 	case n == 0:
@@ -289,13 +303,11 @@ func (l *loop) finish(c *Conn, err error) {
 		return
 	}
 	c.in.keep()
-	if err == nil && asked == 0 {
-		if len(c.in.view) < c.service.readLimit && c.flags&flagDraining == 0 {
-			return // The common case.
-		}
-		if len(c.in.view) >= c.service.readLimit && !c.paused.Load() && c.linger == 0 {
-			err = ErrReadLimit
-		}
+	if err == nil && len(c.in.view) > c.service.readLimit && !c.paused.Load() && c.linger == 0 {
+		err = ErrReadLimit
+	}
+	if err == nil && asked == 0 && c.flags&(flagDraining|flagEOF) == 0 {
+		return // The common case.
 	}
 	l.attend(c, asked, err)
 }
@@ -369,6 +381,13 @@ func (l *loop) attend(c *Conn, asked requests, err error) {
 		l.beginClose(c, err)
 		return
 	}
+	if asked&askDrained != 0 && !l.writable(c) {
+		return
+	}
+	if c.flags&flagEOF != 0 && c.linger == 0 && c.finished() {
+		l.destroy(c, nil) // Both directions have ended.
+		return
+	}
 	if asked&askResume != 0 {
 		// In the next turn and not here: a handler that pauses and resumes each time must not call itself.
 		c.flags |= flagMayRead | flagDeliver
@@ -380,7 +399,8 @@ func (l *loop) attend(c *Conn, asked requests, err error) {
 // writable sends what is queued, now that there is room. It is false when the connection is gone.
 func (l *loop) writable(c *Conn) bool {
 	c.mu.Lock()
-	err := c.flush()
+	before := c.out.len()
+	err := c.flushQueue()
 	left := c.out.len()
 	tell := c.asked&askWritable != 0 && left <= c.service.writeLow && c.state.Load() == stateOpen
 	if tell {
@@ -394,6 +414,8 @@ func (l *loop) writable(c *Conn) bool {
 	case c.linger != 0:
 		if left == 0 && c.flags&flagDiscard == 0 {
 			l.endClose(c)
+		} else if left < before {
+			c.linger = l.inner.Now() + int64(l.engine.config.Linger) // The peer reads: it may go on.
 		}
 		return !c.isClosed()
 	case tell:
@@ -513,8 +535,8 @@ func (l *loop) beginClose(c *Conn, err error) {
 // endClose closes a connection whose queue has been sent. If bytes of the peer's are unread, a close(2) would answer
 // them with a reset, which destroys what was just sent on its way: then it sends a FIN, and reads until the peer's.
 func (l *loop) endClose(c *Conn) {
-	if c.flags&flagEOF != 0 {
-		l.destroy(c, c.reason)
+	if c.flags&flagEOF != 0 || c.flags&flagDraining != 0 && c.reason == nil {
+		l.destroy(c, c.reason) // The peer has sent everything, or a read has just found nothing.
 		return
 	}
 	n, errno := sys.Recv(int(c.fd), l.buffer)
@@ -556,6 +578,9 @@ func (l *loop) destroy(c *Conn, reason error) {
 	}
 	c.state.Store(stateClosed)
 	fd := int(c.fd)
+	if c.out.len() > 0 {
+		sys.SetLinger(fd, 0) // Bytes are dropped: the peer must not take what it got for all.
+	}
 	c.fd = -1
 	c.out = nil
 	c.mu.Unlock()
@@ -631,16 +656,26 @@ func (l *loop) drain(c *Conn) {
 	l.maybeDrained(c)
 }
 
+// maybeDrained has a draining connection looked at once more if nothing is under way for it as far as is known here.
 func (l *loop) maybeDrained(c *Conn) {
-	if c.flags&(flagDraining|flagMayRead) != flagDraining || c.linger != 0 || len(c.in.view) > 0 || c.paused.Load() {
-		return
+	if l.drained(c) {
+		if c.flags&flagEOF != 0 {
+			l.beginClose(c, nil)
+			return
+		}
+		c.flags |= flagMayRead // The read that finds nothing closes it.
+		l.later(c)
+	}
+}
+
+// drained tells whether nothing is under way for a draining connection but what the kernel may hold.
+func (l *loop) drained(c *Conn) bool {
+	if c.flags&flagDraining == 0 || c.linger != 0 || len(c.in.view) > 0 || c.paused.Load() || c.state.Load() >= stateClosing {
+		return false
 	}
 	c.mu.Lock()
-	idle := c.state.Load() < stateClosing && c.out.len() == 0
-	c.mu.Unlock()
-	if idle {
-		l.beginClose(c, nil)
-	}
+	defer c.mu.Unlock()
+	return c.out.len() == 0
 }
 
 // detach is Detach.

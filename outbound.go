@@ -178,8 +178,17 @@ func (c *Conn) sent(n int, errno sys.Errno) (done bool, err error) {
 	return true, os.NewSyscallError(sys.OpSend.String(), errno)
 }
 
-// flush sends what is queued, as far as the kernel takes it, and what is to follow the last byte.
+// flush sends what is queued, and sees to it that OnWritable is called if that makes room.
 func (c *Conn) flush() error {
+	err := c.flushQueue()
+	if c.asked&askWritable != 0 && err == nil && c.out.len() <= c.service.writeLow {
+		c.ask(askDrained) // No edge will come for room that was there before it was asked for.
+	}
+	return err
+}
+
+// flushQueue sends what is queued, as far as the kernel takes it, and what is to follow the last byte.
+func (c *Conn) flushQueue() error {
 	o := c.out
 	for o.len() > 0 {
 		n, errno := sys.Send(int(c.fd), o.buf[o.head:])
