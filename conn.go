@@ -19,23 +19,16 @@ import (
 // from any goroutine at any time. Peek, Next, Discard, Buffered, Read, Context, SetContext and Detach belong to the
 // callbacks of the connection, functions given to Async included.
 type Conn struct {
+	// What the loop alone touches, and the callbacks that it runs. The order of the fields is that of the lines of cache
+	// that an event needs: one for reading, one for writing, and one that is mostly left alone.
 	loop    *loop
 	service *Service
-	token   poller.Token
-	context any
-	remote  sys.Sockaddr // unset for unix sockets
-
-	// What the loop alone touches, and the callbacks that it runs.
-	in     inbound
-	flags  connFlags
-	timer  int64 // the instant of the earliest timer in the loop's heap; 0: none
-	reason error // what OnClose will get
-
+	in      inbound
+	flags   connFlags
 	paused  atomic.Bool
-	blocked atomic.Bool  // the last send found the socket full: only an edge can change that
-	idle    atomic.Int64 // the idle timeout in nanoseconds; 0: none
-	active  atomic.Int64 // the instant of the last progress, kept while there is an idle timeout
-	linger  int64        // the instant at which closing ends; 0: not closing. Loop only
+	blocked atomic.Bool // the last send found the socket full: only an edge can change that
+
+	idle atomic.Int64 // the idle timeout in nanoseconds; 0: none
 
 	// mu protects the fields below, and keeps fd open for who holds it.
 	mu    sync.Mutex
@@ -43,6 +36,15 @@ type Conn struct {
 	asked requests
 	state atomic.Uint32 // a connState; others than who holds mu may look at it
 	out   *outbound     // what is queued; nil: nothing
+
+	// The loop's again, and what does not change.
+	context any
+	timer   int64        // the instant of the earliest timer in the loop's heap; 0: none
+	active  atomic.Int64 // the instant of the last progress, kept while there is an idle timeout
+	linger  int64        // the instant at which closing ends; 0: not closing
+	reason  error        // what OnClose will get
+	token   poller.Token
+	remote  sys.Sockaddr // unset for unix sockets
 }
 
 // connFlags belong to the loop.
