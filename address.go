@@ -139,6 +139,9 @@ func resolve(ctx context.Context, network, addr string) ([]endpoint, error) {
 	default:
 		return nil, net.UnknownNetworkError(network)
 	}
+	if addr == "" {
+		return wildcard(network, 0), nil
+	}
 	host, service, err := net.SplitHostPort(addr)
 	if err != nil {
 		return nil, err

@@ -23,11 +23,16 @@ func (e *Engine) DialContext(ctx context.Context, network, address string) (net.
 	if err != nil {
 		return nil, err
 	}
-	return e.newNetConn(d, nil), nil
+	c := e.newNetConn(d, nil)
+	c.network = network
+	return c, nil
 }
 
 // dial returns a connected descriptor.
 func (e *Engine) dial(ctx context.Context, network, address string) (*poller.Desc, error) {
+	if address == "" {
+		return nil, &net.OpError{Op: "dial", Net: network, Err: errors.New("missing address")}
+	}
 	points, err := resolve(ctx, network, address)
 	if err != nil {
 		return nil, &net.OpError{Op: "dial", Net: network, Err: err}
@@ -122,10 +127,36 @@ func (e *Engine) dialSerial(ctx context.Context, network string, points []endpoi
 // contextError says why a context has ended, as package net says it.
 func contextError(ctx context.Context) error {
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return os.ErrDeadlineExceeded
+		return dialTimeout{}
 	}
-	return context.Cause(ctx)
+	if cause := context.Cause(ctx); cause != context.Canceled {
+		return dialCanceled{cause}
+	}
+	return dialCanceled{}
 }
+
+// dialTimeout is a timeout of dialing. Package net returns now an os.ErrDeadlineExceeded and now an error that is
+// context.DeadlineExceeded, as the race between the two goes; this is always both.
+type dialTimeout struct{}
+
+func (dialTimeout) Error() string   { return os.ErrDeadlineExceeded.Error() }
+func (dialTimeout) Timeout() bool   { return true }
+func (dialTimeout) Temporary() bool { return true }
+func (dialTimeout) Is(target error) bool {
+	return target == os.ErrDeadlineExceeded || target == context.DeadlineExceeded
+}
+
+// dialCanceled is the end of a dial whose context was canceled: a context.Canceled, and its cause.
+type dialCanceled struct{ cause error }
+
+func (e dialCanceled) Error() string {
+	if e.cause != nil {
+		return "operation was canceled: " + e.cause.Error()
+	}
+	return "operation was canceled"
+}
+func (e dialCanceled) Unwrap() error        { return e.cause }
+func (e dialCanceled) Is(target error) bool { return target == context.Canceled }
 
 // selfConnects is how often an ephemeral port that has connected to itself is given back.
 const selfConnects = 2
@@ -153,6 +184,15 @@ func selfConnected(fd int) bool {
 	}
 	remote, errno := sys.Getpeername(fd)
 	return errno == 0 && local == remote
+}
+
+// shareLeast is the least time that an address gets where there is so much: that of package net.
+const shareLeast = 2 * time.Second
+
+// partialDeadline gives one of several addresses an equal share of the time until end.
+func partialDeadline(now, end time.Time, addresses int) time.Time {
+	left := end.Sub(now)
+	return now.Add(min(left, max(left/time.Duration(addresses), shareLeast)))
 }
 
 // unixRetry is how long a connect waits that found the queue of a unix listener full: no event says when it is not.
@@ -187,7 +227,7 @@ func (e *Engine) connect(ctx context.Context, p endpoint, share int) (_ *poller.
 		}
 	}()
 	if end, ok := ctx.Deadline(); ok {
-		_ = d.SetWriteDeadline(time.Now().Add(time.Until(end) / time.Duration(share)))
+		_ = d.SetWriteDeadline(partialDeadline(time.Now(), end, share))
 	}
 	stop := context.AfterFunc(ctx, func() { _ = d.SetWriteDeadline(time.Unix(1, 0)) })
 	defer func() {
@@ -197,8 +237,12 @@ func (e *Engine) connect(ctx context.Context, p endpoint, share int) (_ *poller.
 		if err == nil {
 			err = d.SetWriteDeadline(time.Time{})
 		}
-		if err != nil && ctx.Err() != nil {
+		switch {
+		case err == nil:
+		case ctx.Err() != nil:
 			err = contextError(ctx)
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			err = dialTimeout{} // The poller's timer was faster than the context's.
 		}
 	}()
 	if family == sys.AF_UNIX {
@@ -221,7 +265,7 @@ func (e *Engine) connect(ctx context.Context, p endpoint, share int) (_ *poller.
 			return true
 		}
 		_, errno = sys.Getpeername(fd)
-		return errno == 0
+		return errno != sys.ENOTCONN
 	})
 	if waitErr != nil {
 		return nil, waitErr

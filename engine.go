@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -252,8 +253,7 @@ func (e *Engine) listenOn(a address) ([]*listening, error) {
 	var fds []int
 	switch a.network {
 	case "fd":
-		var fd int
-		_, _ = fmt.Sscan(a.rest, &fd) // parseAddress has checked it.
+		fd, _ := strconv.Atoi(a.rest) // parseAddress has checked it.
 		fds = []int{fd}
 	case "systemd":
 		var err error
@@ -386,6 +386,7 @@ func (e *Engine) Dial(ctx context.Context, addr string, h Handler) (*Conn, error
 	}
 	fd, err := d.Release()
 	if err != nil {
+		d.Close()
 		return nil, err
 	}
 	from, errno := sys.Getpeername(fd)

@@ -24,8 +24,8 @@ type epoll struct {
 	epfd   int
 	wakefd int
 
-	mu     sync.Mutex // protects closed, and the wakefd from being closed under a Break
-	closed bool
+	mu     sync.Mutex // keeps the descriptors from being closed under a Break, an Add or a Remove
+	closed atomic.Bool
 
 	// waking is true from the first Break until a Wait that may block has returned for it, so that Breaks coalesce.
 	waking atomic.Bool
@@ -65,6 +65,11 @@ func (e *epoll) Name() string { return string(KindEpoll) }
 func (e *epoll) PollFD() int { return e.epfd }
 
 func (e *epoll) Add(fd int, t poller.Token) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed.Load() {
+		return poller.ErrClosed
+	}
 	switch errno := sys.EpollCtl(e.epfd, sys.EpollAdd, fd, epollMask, uint64(t)); errno {
 	case 0:
 		return nil
@@ -82,6 +87,11 @@ func (e *epoll) Add(fd int, t poller.Token) error {
 }
 
 func (e *epoll) Remove(fd int) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed.Load() {
+		return poller.ErrClosed
+	}
 	if errno := sys.EpollCtl(e.epfd, sys.EpollDel, fd, 0, 0); errno != 0 {
 		return fmt.Errorf("remove fd %d from epoll: %w", fd, errno)
 	}
@@ -89,6 +99,9 @@ func (e *epoll) Remove(fd int) error {
 }
 
 func (e *epoll) Wait(events []poller.Event, timeout time.Duration) (int, error) {
+	if e.closed.Load() {
+		return 0, poller.ErrClosed
+	}
 	if len(events) == 0 {
 		return 0, nil
 	}
@@ -157,14 +170,17 @@ func readyOf(mask uint32) (r poller.Ready) {
 var one = [8]byte{1}
 
 func (e *epoll) Break() error {
+	if e.closed.Load() {
+		return poller.ErrClosed
+	}
 	// Failing to swap says that a wake-up is under way, which nobody has answered yet: ours is answered with it.
 	if !e.waking.CompareAndSwap(false, true) {
 		return nil
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.closed {
-		return ErrClosed
+	if e.closed.Load() {
+		return poller.ErrClosed
 	}
 	switch _, errno := sys.Write(e.wakefd, one[:]); errno {
 	case 0:
@@ -186,10 +202,10 @@ func (e *epoll) Break() error {
 func (e *epoll) Close() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.closed {
-		return ErrClosed
+	if e.closed.Load() {
+		return poller.ErrClosed
 	}
-	e.closed = true
+	e.closed.Store(true)
 	poller.Disown(e.wakefd)
 	poller.Disown(e.epfd)
 	sys.Close(e.wakefd)

@@ -2,6 +2,7 @@ package pollux
 
 import (
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"runtime"
@@ -144,6 +145,10 @@ func (l *loop) contain() {
 	err := &PanicError{Value: v, Stack: debug.Stack()}
 	l.engine.log.Error("pollux: a handler panicked; its connection is closed", "panic", v, "stack", string(err.Stack))
 	l.leave(c)
+	if c.fd < 0 {
+		l.closed(c, err) // Detach has taken the descriptor before the panic.
+		return
+	}
 	l.destroy(c, err)
 }
 
@@ -415,7 +420,7 @@ func (l *loop) writable(c *Conn) bool {
 		if left == 0 && c.flags&flagDiscard == 0 {
 			l.endClose(c)
 		} else if left < before {
-			c.linger = l.inner.Now() + int64(l.engine.config.Linger) // The peer reads: it may go on.
+			c.linger = l.lingerEnd() // The peer reads: it may go on.
 		}
 		return !c.isClosed()
 	case tell:
@@ -524,12 +529,21 @@ func (l *loop) beginClose(c *Conn, err error) {
 		l.destroy(c, err)
 		return
 	}
-	c.linger = max(l.inner.Now()+int64(linger), 1)
+	c.linger = l.lingerEnd()
 	if left == 0 {
 		l.endClose(c)
 		return
 	}
 	l.schedule(c)
+}
+
+// lingerEnd returns the instant at which a connection that lingers from now on is given up.
+func (l *loop) lingerEnd() int64 {
+	now, linger := l.inner.Now(), int64(l.engine.config.Linger)
+	if linger > math.MaxInt64-now {
+		return math.MaxInt64
+	}
+	return max(now+linger, 1)
 }
 
 // endClose closes a connection whose queue has been sent. If bytes of the peer's are unread, a close(2) would answer

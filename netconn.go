@@ -149,13 +149,10 @@ func (c *NetConn) SetKeepAlive(on bool) error {
 	return c.setInt(sys.SOL_SOCKET, sys.SO_KEEPALIVE, boolInt(on))
 }
 
-// SetKeepAlivePeriod sets after how long a silence, and how often, probes are sent. It is rounded up to seconds.
+// SetKeepAlivePeriod sets after how long a silence probes are sent. It is rounded up to seconds. How often they are sent
+// stays as Config.KeepAlive says.
 func (c *NetConn) SetKeepAlivePeriod(d time.Duration) error {
-	seconds := int((d + time.Second - 1) / time.Second)
-	if err := c.setInt(sys.IPPROTO_TCP, sys.TCP_KEEPINTVL, seconds); err != nil {
-		return err
-	}
-	return c.setInt(sys.IPPROTO_TCP, sys.TCP_KEEPIDLE, seconds)
+	return c.setInt(sys.IPPROTO_TCP, sys.TCP_KEEPIDLE, int((d+time.Second-1)/time.Second))
 }
 
 // SetLinger says what a Close does with unsent bytes: with 0 it throws them away and resets the connection, below 0 the
@@ -240,9 +237,10 @@ func (r *rawConn) Write(f func(fd uintptr) bool) error {
 
 // netListener is a net.Listener on a pollux poller.
 type netListener struct {
-	engine *Engine
-	desc   *poller.Desc
-	ln     *listening
+	engine  *Engine
+	desc    *poller.Desc
+	ln      *listening
+	network string // as it was asked for, tcp4 for instance: errors say it
 }
 
 var (
@@ -269,7 +267,7 @@ func (e *Engine) Listen(network, address string) (net.Listener, error) {
 		ln.close()
 		return nil, &net.OpError{Op: "listen", Net: network, Addr: ln.addr, Err: err}
 	}
-	l := &netListener{engine: e, desc: d, ln: ln}
+	l := &netListener{engine: e, desc: d, ln: ln, network: network}
 	e.mu.Lock()
 	e.nets[l] = struct{}{}
 	e.mu.Unlock()
@@ -280,13 +278,13 @@ func (e *Engine) Listen(network, address string) (net.Listener, error) {
 func (l *netListener) Accept() (net.Conn, error) {
 	fd, from, err := l.desc.Accept()
 	if err != nil {
-		return nil, opError("accept", l.ln.addr.Network(), nil, l.ln.addr, err)
+		return nil, opError("accept", l.network, nil, l.ln.addr, err)
 	}
 	d, err := l.engine.openStream(fd, l.ln.stream)
 	if err != nil {
-		return nil, opError("accept", l.ln.addr.Network(), nil, l.ln.addr, err)
+		return nil, opError("accept", l.network, nil, l.ln.addr, err)
 	}
-	c := &NetConn{desc: d, network: l.ln.addr.Network(), local: l.ln.addr}
+	c := &NetConn{desc: d, network: l.network, local: l.ln.addr}
 	if l.ln.stream {
 		c.remote = tcpAddr(from)
 		if local := localAddr(fd); local != nil {
@@ -322,7 +320,7 @@ func (l *netListener) Close() error {
 		delete(l.engine.nets, l)
 		l.engine.mu.Unlock()
 	}
-	return opError("close", l.ln.addr.Network(), nil, l.ln.addr, err)
+	return opError("close", l.network, nil, l.ln.addr, err)
 }
 
 // Addr returns the address that is listened on.
@@ -330,10 +328,10 @@ func (l *netListener) Addr() net.Addr { return l.ln.addr }
 
 // SetDeadline sets the deadline of Accept.
 func (l *netListener) SetDeadline(t time.Time) error {
-	return opError("set", l.ln.addr.Network(), nil, l.ln.addr, l.desc.SetReadDeadline(t))
+	return opError("set", l.network, nil, l.ln.addr, l.desc.SetReadDeadline(t))
 }
 
 // SyscallConn gives access to the descriptor.
 func (l *netListener) SyscallConn() (syscall.RawConn, error) {
-	return &rawConn{l.desc, l.ln.addr.Network(), nil, l.ln.addr}, nil
+	return &rawConn{l.desc, l.network, nil, l.ln.addr}, nil
 }

@@ -232,6 +232,10 @@ func (d *Desc) Reset(mode Mode) error {
 // readMost is the most that one system call is asked for: larger reads and writes are cut in pieces.
 const readMost = 1 << 30
 
+// doubtsMost is how often an EAGAIN is not believed where urgent data has been seen. A signal met 1 of 1,000 such calls
+// in a storm of them, so that two in a row are enough to doubt.
+const doubtsMost = 2
+
 // Read reads into p once, waiting for bytes if there are none. At the end of a stream it returns 0 and io.EOF. A
 // deadline that has passed fails it even where bytes are there, and consumes none.
 func (d *Desc) Read(p []byte) (int, error) {
@@ -261,6 +265,7 @@ func (d *Desc) read(p []byte) (int, error) {
 	} else {
 		d.r.state.CompareAndSwap(stateReady, stateIdle) // What that edge told is about to be read.
 	}
+	doubts := 0
 	for {
 		var n int
 		var errno sys.Errno
@@ -279,6 +284,14 @@ func (d *Desc) read(p []byte) (int, error) {
 			d.drained = n < len(p) && d.stream && d.flags.Load()&flagTalkative == 0
 			return n, nil
 		case sys.EAGAIN:
+			// At an urgent mark the kernel says EAGAIN to a call that finds a signal pending, though bytes or the end are
+			// behind the mark and no edge will come for them (tcp_recvmsg_locked). The Go runtime sends signals all the
+			// time. They are delivered when the call returns, so another call tells the truth.
+			if doubts < doubtsMost && d.flags.Load()&flagTalkative != 0 {
+				doubts++
+				continue
+			}
+			doubts = 0
 			d.drained = true
 			if err := d.wait(&d.r, flagRExpired); err != nil {
 				return 0, err
@@ -355,9 +368,18 @@ func (d *Desc) Writev(bufs [][]byte) (n int64, err error) {
 		if len(rest) == 0 {
 			return n, nil
 		}
-		m, errno := sys.Sendv(d.fd, rest)
+		var m int
+		var errno sys.Errno
+		if d.socket {
+			m, errno = sys.Sendv(d.fd, rest)
+		} else {
+			m, errno = sys.Write(d.fd, rest[0])
+		}
 		switch errno {
 		case 0:
+			if m == 0 {
+				return n, io.ErrUnexpectedEOF
+			}
 			n += int64(m)
 			for m > 0 {
 				used := min(m, len(rest[0]))
@@ -431,7 +453,9 @@ func (d *Desc) Use(mode Mode, f func(fd int) (done bool)) error {
 	if err := d.check(expired); err != nil {
 		return err
 	}
-	d.drained = d.drained && !read // f may leave bytes behind: the next Read has to look.
+	if read {
+		d.drained = false // f may leave bytes behind: the next Read has to look.
+	}
 	for {
 		w.state.CompareAndSwap(stateReady, stateIdle)
 		if f(d.fd) {

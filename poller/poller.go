@@ -25,9 +25,10 @@ type Poller struct {
 	clock   Clock
 	file    *os.File // the backend's descriptor in Go's netpoller; nil if it has none
 
-	mu     sync.Mutex // protects table and closed
+	mu     sync.Mutex // protects table, closed and failed
 	table  Table[*Desc]
 	closed bool
+	failed error // why the loop has ended before Close
 
 	events []Event // owner: the loop
 	ready  []*Desc // owner: the loop; parallel to events
@@ -65,7 +66,9 @@ func newPoller(b Backend, c Clock) (*Poller, error) {
 func (p *Poller) nest(fd int) error {
 	copied, errno := sys.Dup(fd)
 	if errno == 0 {
-		errno = sys.SetNonblock(copied)
+		if errno = sys.SetNonblock(copied); errno != 0 {
+			sys.Close(copied)
+		}
 	}
 	if errno != 0 {
 		return fmt.Errorf("copy the descriptor of the %s backend: %w", p.backend.Name(), errno)
@@ -80,12 +83,32 @@ func (p *Poller) cooperate() {
 	defer close(p.ended)
 	conn, err := p.file.SyscallConn()
 	if err != nil {
+		p.fail(err)
 		return
 	}
 	// One call for the poller's lifetime: returning false parks the goroutine until the descriptor is readable again.
 	// The edge-triggered registration in the runtime loses nothing, because the harvest goes on until the backend had
 	// less than it could have returned.
-	_ = conn.Read(func(uintptr) bool { return p.harvest() != nil })
+	var failed error
+	err = conn.Read(func(uintptr) bool {
+		failed = p.harvest()
+		return failed != nil
+	})
+	p.fail(errors.Join(failed, err))
+}
+
+// fail runs when the loop ends. Unless Close has ended it, nobody would hear of an event any more: so whoever waits is
+// told now, and whoever opens a descriptor later is told why not.
+func (p *Poller) fail(err error) {
+	p.mu.Lock()
+	closed := p.closed
+	if !closed {
+		p.failed = err
+	}
+	p.mu.Unlock()
+	if !closed {
+		p.Unblock()
+	}
 }
 
 // harvest delivers everything that is ready.
@@ -108,7 +131,11 @@ func (p *Poller) block() {
 		p.mu.Lock()
 		closed := p.closed
 		p.mu.Unlock()
-		if err != nil || closed {
+		if closed {
+			return
+		}
+		if err != nil {
+			p.fail(err)
 			return
 		}
 	}
@@ -155,33 +182,35 @@ func (p *Poller) Open(fd int) (*Desc, error) {
 	if _, errno := sys.GetsockoptInt(fd, sys.SOL_SOCKET, sys.SO_TYPE); errno == 0 {
 		d.socket = true
 	}
-	return d, p.add(d)
+	return p.add(d)
 }
 
 // OpenStream is [Poller.Open] for a stream socket that is in non-blocking mode already. tcp says that it is a TCP
 // socket, on which a short read has drained what was there.
 func (p *Poller) OpenStream(fd int, tcp bool) (*Desc, error) {
-	d := &Desc{fd: fd, poller: p, socket: true, stream: tcp, gone: make(chan struct{})}
-	return d, p.add(d)
+	return p.add(&Desc{fd: fd, poller: p, socket: true, stream: tcp, gone: make(chan struct{})})
 }
 
-func (p *Poller) add(d *Desc) error {
+func (p *Poller) add(d *Desc) (*Desc, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
-		return ErrClosed
+		return nil, ErrClosed
+	}
+	if p.failed != nil {
+		return nil, fmt.Errorf("open fd %d: the poller's loop has failed: %w", d.fd, p.failed)
 	}
 	token, err := p.table.Put(d)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	d.token = token
 	// The loop may get the first event at once; it finds the descriptor when this lock is free.
 	if err := p.backend.Add(d.fd, token); err != nil {
 		p.table.Delete(token)
-		return err
+		return nil, err
 	}
-	return nil
+	return d, nil
 }
 
 // remove ends the registration of a descriptor that nobody uses any more. Later events of it are stale.

@@ -82,7 +82,7 @@ func EpollPoll(epfd int, events []EpollEvent) (int, Errno) {
 // and no error: only the caller knows what is left of its deadline. events must not be empty.
 func EpollWait(epfd int, events []EpollEvent, timeout time.Duration) (int, Errno) {
 	if h := hook.Load(); h != nil {
-		if errno := fault(h, OpEpollWait, epfd); errno != 0 {
+		if errno := ask(h, OpEpollWait, epfd).Errno; errno != 0 {
 			return eintrIsEmpty(0, errno)
 		}
 	}
@@ -102,13 +102,14 @@ func EpollWait(epfd int, events []EpollEvent, timeout time.Duration) (int, Errno
 // wait never ends before its time.
 func EpollWaitMillis(epfd int, events []EpollEvent, timeout time.Duration) (int, Errno) {
 	if h := hook.Load(); h != nil {
-		if errno := fault(h, OpEpollWait, epfd); errno != 0 {
+		if errno := ask(h, OpEpollWait, epfd).Errno; errno != 0 {
 			return eintrIsEmpty(0, errno)
 		}
 	}
 	millis := -1
 	if timeout >= 0 {
-		millis = int(min((timeout+time.Millisecond-1)/time.Millisecond, 1e9))
+		// The limit comes first: rounding the longest timeouts up would overflow.
+		millis = int((min(timeout, 1e9*time.Millisecond) + time.Millisecond - 1) / time.Millisecond)
 	}
 	// SAFETY: events is alive and in place for the call.
 	n, _, errno := syscall.Syscall6(unix.SYS_EPOLL_PWAIT, uintptr(epfd),

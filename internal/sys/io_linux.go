@@ -100,10 +100,7 @@ const IovecsMax = 64
 func Sendv(fd int, bufs [][]byte) (int, Errno) {
 	most := int(^uint(0) >> 1)
 	if h := hook.Load(); h != nil {
-		f := (*h)(OpSend, fd)
-		if f.Before != nil {
-			f.Before()
-		}
+		f := askAgain(h, OpSend, fd)
 		if f.Errno != 0 {
 			return 0, f.Errno
 		}
@@ -170,8 +167,11 @@ func Write(fd int, p []byte) (int, Errno) {
 func Close(fd int) Errno {
 	if h := hook.Load(); h != nil {
 		// An injected failure is reported the way that Linux does it: with the descriptor gone.
-		if errno := fault(h, OpClose, fd); errno != 0 {
+		if errno := ask(h, OpClose, fd).Errno; errno != 0 {
 			_, _, _ = syscall.Syscall(unix.SYS_CLOSE, uintptr(fd), 0, 0)
+			if errno == EINTR {
+				return 0
+			}
 			return errno
 		}
 	}

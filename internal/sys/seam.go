@@ -52,7 +52,7 @@ func (op Op) String() string {
 
 // A Fault says what happens to one call instead of, or before, the kernel's answer. The zero Fault changes nothing.
 type Fault struct {
-	Errno  Errno  // not 0: the call fails with it and never reaches the kernel
+	Errno  Errno  // not 0: the call fails with it and never reaches the kernel; EINTR is handled as the kernel's is
 	Short  int    // above 0: the kernel is offered at most so many bytes
 	Before func() // not nil: runs first, to delay the call or to hold a race window open
 }
@@ -72,21 +72,31 @@ func Inject(h Hook) (restore func()) {
 	return func() { hook.Store(nil) }
 }
 
-// fault asks the hook about a call without a buffer.
-func fault(h *Hook, op Op, fd int) Errno {
+// ask asks the hook about one call, and lets it run what comes first.
+func ask(h *Hook, op Op, fd int) Fault {
 	f := (*h)(op, fd)
 	if f.Before != nil {
 		f.Before()
 	}
-	return f.Errno
+	return f
 }
+
+// askAgain is ask for calls that are made again when a signal interrupts them: an injected EINTR is met as the kernel's
+// is, so the hook is asked again.
+func askAgain(h *Hook, op Op, fd int) Fault {
+	for {
+		if f := ask(h, op, fd); f.Errno != EINTR {
+			return f
+		}
+	}
+}
+
+// fault asks the hook about a call without a buffer.
+func fault(h *Hook, op Op, fd int) Errno { return askAgain(h, op, fd).Errno }
 
 // faultBytes asks the hook about a call that moves bytes, and shortens p as it says.
 func faultBytes(h *Hook, op Op, fd int, p []byte) ([]byte, Errno) {
-	f := (*h)(op, fd)
-	if f.Before != nil {
-		f.Before()
-	}
+	f := askAgain(h, op, fd)
 	if f.Short > 0 && f.Short < len(p) {
 		p = p[:f.Short]
 	}

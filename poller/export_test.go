@@ -1,0 +1,45 @@
+package poller
+
+// The tests of Desc, Poller and Loop are in package poller_test, because the fake backend imports this package.
+
+// WaiterParked tells whether a goroutine sleeps, or is about to, until the direction changes.
+func (d *Desc) WaiterParked(mode Mode) bool {
+	w, _ := d.mode(mode)
+	return w.state.Load() == stateWaiting
+}
+
+// Latched tells whether an edge of the direction is latched.
+func (d *Desc) Latched(mode Mode) bool {
+	w, _ := d.mode(mode)
+	return w.state.Load() == stateReady
+}
+
+// Cancel wakes the waiter of a direction for no reason.
+func (d *Desc) Cancel(mode Mode) {
+	w, _ := d.mode(mode)
+	w.cancel()
+}
+
+// RegisteredAs returns the descriptor's token.
+func (d *Desc) RegisteredAs() Token { return d.token }
+
+// Dispatch delivers a batch, as the loop does. The poller must not have a loop that does so at the same time.
+func (p *Poller) Dispatch(events []Event) { p.dispatch(events) }
+
+// NewWithoutLoop makes a poller whose events the test dispatches.
+func NewWithoutLoop(b Backend, c Clock) *Poller {
+	return &Poller{backend: b, clock: c, ready: make([]*Desc, batchMost), ended: make(chan struct{})}
+}
+
+// SystemClock is the clock that New uses.
+var SystemClock Clock = systemClock{}
+
+// FillMailbox makes the loop's mailbox believe that n more letters wait.
+func (l *Loop) FillMailbox(n int64) { l.mailbox.length.Add(n) }
+
+// TimersMost and MailboxMost are the bounds of a loop's turn and of its mailbox.
+const (
+	TimersMost  = timersMost
+	MailboxMost = mailboxMost
+	BatchMost   = batchMost
+)
