@@ -1,0 +1,15 @@
+module github.com/pollux-go/pollux/test
+
+go 1.26.0
+
+replace github.com/pollux-go/pollux => ../
+
+require (
+	github.com/pollux-go/pollux v0.0.0-00010101000000-000000000000
+	golang.org/x/net v0.62.0
+)
+
+require (
+	github.com/caarlos0/env/v11 v11.4.2 // indirect
+	golang.org/x/sys v0.49.0 // indirect
+)
