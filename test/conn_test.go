@@ -600,7 +600,7 @@ func TestLargeTransfer(t *testing.T) {
 		t.Run(network, func(t *testing.T) {
 			s := ours(t)
 			c, peer := pair(t, s, s, network)
-			const size = 24 << 20
+			const size = 10 << 20
 			var wg sync.WaitGroup
 			for _, end := range []net.Conn{c, peer} {
 				wg.Go(func() {

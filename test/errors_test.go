@@ -129,7 +129,7 @@ func describe(err error) string {
 		fmt.Fprintf(&b, " op=%s net=%s source=%v addr=%v", op.Op, op.Net, op.Source, op.Addr)
 	}
 	if ne, ok := errors.AsType[net.Error](err); ok {
-		//nolint:staticcheck // Temporary is deprecated, and accept loops ask for it.
+		//lint:ignore SA1019 Temporary is deprecated, and accept loops ask for it.
 		fmt.Fprintf(&b, " timeout=%t temporary=%t", ne.Timeout(), ne.Temporary())
 	}
 	for _, s := range sentinels {

@@ -106,6 +106,7 @@ func newSite(t *testing.T, m siteMode, h http.Handler, configure func(*http.Serv
 	}
 	transport := s.server.Client().Transport.(*http.Transport).Clone()
 	transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) { return s.dial(ctx) }
+	transport.MaxIdleConnsPerHost = 100
 	s.client = &http.Client{Transport: transport}
 	t.Cleanup(func() {
 		transport.CloseIdleConnections()
@@ -269,7 +270,7 @@ func TestHTTPChunked(t *testing.T) {
 
 // TestHTTPLargeBodies sends and gets bodies that are far larger than every buffer, from a file too.
 func TestHTTPLargeBodies(t *testing.T) {
-	const size = 6 << 20
+	const size = 4 << 20
 	content := make([]byte, size)
 	_, _ = (&pattern{}).Read(content)
 	file := filepath.Join(t.TempDir(), "large")
@@ -338,7 +339,7 @@ func TestHTTPManyAtOnce(t *testing.T) {
 	eachSite(t, h, func(t *testing.T, s *site, m siteMode) {
 		s.do(t, "GET", "/", nil) // Now there is a connection, which is enough for h2.
 		var wg sync.WaitGroup
-		for i := range 64 {
+		for i := range 48 {
 			wg.Go(func() {
 				for j := range 4 {
 					want := bytes.Repeat([]byte{byte(i), byte(j)}, 1+i*731)
@@ -761,7 +762,7 @@ func TestHTTP2Cancel(t *testing.T) {
 			_, _ = io.Copy(io.Discard, r.Body)
 			return
 		}
-		_, _ = io.Copy(w, io.LimitReader(&pattern{}, 4<<20))
+		_, _ = io.Copy(w, io.LimitReader(&pattern{}, 1<<20))
 	})
 	for _, ours := range []bool{false, true} {
 		m := siteMode{"tcp", true, true, ours}
@@ -780,7 +781,7 @@ func TestHTTP2Cancel(t *testing.T) {
 							return
 						}
 						defer resp.Body.Close()
-						if n, err := io.Copy(struct{ io.Writer }{&pattern{}}, resp.Body); n != 4<<20 || err != nil {
+						if n, err := io.Copy(struct{ io.Writer }{&pattern{}}, resp.Body); n != 1<<20 || err != nil {
 							t.Errorf("read %d bytes: %v", n, err)
 						}
 						return

@@ -358,7 +358,8 @@ func TestOutOfDescriptors(t *testing.T) {
 		}
 		tr.see("Accept", 0, err)
 		expectErrno(t, err, syscall.EMFILE)
-		if ne, ok := errors.AsType[net.Error](err); !ok || !ne.Temporary() { //nolint:staticcheck // What accept loops ask.
+		//lint:ignore SA1019 Temporary is deprecated, and accept loops ask for it.
+		if ne, ok := errors.AsType[net.Error](err); !ok || !ne.Temporary() {
 			t.Error("the error is not temporary")
 		}
 		_, err = s.dial("tcp", ln.Addr().String())
