@@ -142,6 +142,9 @@ func (c *Conn) Read(p []byte) (int, error) {
 // When the queue reaches Config.WriteLimit, it takes what fits, returns that number and [ErrWouldBlock], and OnWritable
 // is called once the queue has drained. Writes of several goroutines do not mix.
 //
+// OnWritable may have been called already when ErrWouldBlock is returned to another goroutine, as a callback of another
+// connection is one: who waits for it there must say so first, and then try the Write once more (examples/proxy does).
+//
 // Inside a callback of the connection, small writes are gathered and go out in one system call when the callback
 // returns; Flush sends them earlier.
 func (c *Conn) Write(p []byte) (int, error) {

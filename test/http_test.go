@@ -615,8 +615,8 @@ func TestHTTPServerTimeouts(t *testing.T) {
 			}
 			t.Run("ReadHeaderTimeout", func(t *testing.T) {
 				s := newSite(t, m, h, func(srv *http.Server) { srv.ReadHeaderTimeout = timeout })
+				start := time.Now() // The server's time begins with the connection.
 				c := s.raw(t)
-				start := time.Now()
 				_, _ = io.WriteString(c, "GET / HTTP/1.1\r\nHost:")
 				ended(t, c, start)
 			})
