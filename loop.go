@@ -235,6 +235,11 @@ func (l *loop) hungUp(c *Conn, ready poller.Ready) {
 	}
 }
 
+// doubtsMost is how often an EAGAIN is not believed where urgent data may be: at its mark, the kernel says EAGAIN to a
+// call that finds a signal pending, though bytes are behind the mark and no edge will come for them. The signal is
+// delivered when the call returns. See poller.Desc.
+const doubtsMost = 2
+
 // read reads once, at most a buffer full, and calls the handler. What is left has its turn after the others.
 func (l *loop) read(c *Conn) {
 	if c.flags&flagDiscard != 0 {
@@ -259,6 +264,9 @@ func (l *loop) read(c *Conn) {
 	}
 	space := c.in.space(l.buffer)
 	n, errno := sys.Recv(int(c.fd), space)
+	for doubts := 0; errno == sys.EAGAIN && c.flags&flagTalkative != 0 && doubts < doubtsMost; doubts++ {
+		n, errno = sys.Recv(int(c.fd), space)
+	}
 	switch {
 	case errno == sys.EAGAIN:
 		c.flags &^= flagMayRead

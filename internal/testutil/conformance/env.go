@@ -71,6 +71,12 @@ func (e *env) rig() *rig {
 	e.noError(err)
 	e.Cleanup(func() { r.Close() })
 	r.sentinel, r.sentinelStream = e.desc(r)
+	// The edge of its registration must have been: while one waits to be delivered, the next is told in its place, which
+	// is before those that settle is to come after.
+	if f, ok := b.(*fake.Backend); ok {
+		f.Settle()
+	}
+	e.settle(r)
 	return r
 }
 
