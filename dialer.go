@@ -217,9 +217,22 @@ func (e *Engine) connect(ctx context.Context, p endpoint, share int) (_ *poller.
 			return nil, err
 		}
 	}
-	d, err := e.openStream(fd, family != sys.AF_UNIX)
+	// The connect comes before the poller: it would report the hang-up that a socket without a peer is in.
+	if family == sys.AF_UNIX {
+		errno, err = connectUnix(ctx, fd, p.unix)
+	} else {
+		errno = sys.Connect(fd, &p.inet)
+	}
+	if err == nil && errno != 0 && errno != sys.EINPROGRESS {
+		err = os.NewSyscallError(sys.OpConnect.String(), errno)
+	}
 	if err != nil {
+		sys.Close(fd)
 		return nil, err
+	}
+	d, err := e.openStream(fd, family != sys.AF_UNIX)
+	if err != nil || errno == 0 {
+		return d, err
 	}
 	defer func() {
 		if err != nil {
@@ -245,16 +258,7 @@ func (e *Engine) connect(ctx context.Context, p endpoint, share int) (_ *poller.
 			err = dialTimeout{} // The poller's timer was faster than the context's.
 		}
 	}()
-	if family == sys.AF_UNIX {
-		return d, connectUnix(ctx, d, p.unix)
-	}
-	started := false
 	waitErr := d.Use(poller.ModeWrite, func(fd int) bool {
-		if !started {
-			started = true
-			errno = sys.Connect(fd, &p.inet)
-			return errno != sys.EINPROGRESS
-		}
 		// An event may be spurious: only a peer proves a connection, and only SO_ERROR says why there is none.
 		value, failed := sys.GetsockoptInt(fd, sys.SOL_SOCKET, sys.SO_ERROR)
 		if failed != 0 {
@@ -273,18 +277,16 @@ func (e *Engine) connect(ctx context.Context, p endpoint, share int) (_ *poller.
 	return d, os.NewSyscallError(sys.OpConnect.String(), asError(errno))
 }
 
-func connectUnix(ctx context.Context, d *poller.Desc, path sys.UnixAddr) error {
+// connectUnix connects a unix socket, which succeeds or fails at once but for a listener whose queue is full.
+func connectUnix(ctx context.Context, fd int, path sys.UnixAddr) (sys.Errno, error) {
 	for {
-		var errno sys.Errno
-		if err := d.Use(0, func(fd int) bool { errno = sys.ConnectUnix(fd, path); return true }); err != nil {
-			return err
-		}
+		errno := sys.ConnectUnix(fd, path)
 		if errno != sys.EAGAIN {
-			return os.NewSyscallError(sys.OpConnect.String(), asError(errno))
+			return errno, nil
 		}
 		select {
 		case <-ctx.Done():
-			return contextError(ctx)
+			return 0, contextError(ctx)
 		case <-time.After(unixRetry):
 		}
 	}

@@ -473,6 +473,11 @@ func (s *Service) shutdown(ctx context.Context) error {
 	case <-s.stopped:
 	case <-ctx.Done():
 		s.closing.Store(true)
+		// Soon, unless a handler is running: what is accepted later than the force below would outlive it.
+		select {
+		case <-s.stopped:
+		case <-time.After(handlerGrace):
+		}
 	}
 	s.draining.Store(true)
 	if s.conns.Load() == 0 {
@@ -507,7 +512,8 @@ func (s *Service) stopAccepting() {
 			done <- struct{}{}
 		})
 		if err != nil {
-			done <- struct{}{} // The loop is gone, and has closed it.
+			a.ln.close() // The loop is gone. It has closed what it knew, which is not a listener that it never had.
+			done <- struct{}{}
 		}
 	}
 	for range s.acceptors {

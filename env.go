@@ -203,7 +203,12 @@ func ConfigFromEnv(lookup func(string) (string, bool)) (Config, error) {
 		}
 	}
 	if len(errs) == 0 {
-		errs = append(errs, err) // Each is right alone: they do not fit together.
+		// Each is right alone: the low mark, which is not 0 then, is above the limit.
+		for _, row := range rows {
+			if row.Name == "POLLUX_WRITE_LOW" {
+				errs = append(errs, notAllowed(row, err))
+			}
+		}
 	}
 	return Config{}, errors.Join(errs...)
 }

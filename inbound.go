@@ -9,8 +9,8 @@ import "io"
 // connection's own (keep) before the loop reads for another one, so an idle connection holds none, and one that always
 // consumes everything never copies.
 type inbound struct {
-	view []byte // unread; its capacity ends with the memory that may be appended to
-	own  bool   // view lies in memory of the connection's own
+	view   []byte // unread; its capacity ends with the memory that may be appended to
+	memory uint32 // size of the connection's own memory that view lies in; 0: it lies in the loop's
 }
 
 func (in *inbound) len() int { return len(in.view) }
@@ -46,7 +46,7 @@ func (in *inbound) space(scratch []byte) []byte {
 		grown := make([]byte, unread, max(2*unread, unread+len(scratch)))
 		copy(grown, in.view)
 		in.view = grown
-		in.own = true
+		in.memory = uint32(cap(grown))
 	}
 	return in.view[unread:cap(in.view)]
 }
@@ -56,20 +56,21 @@ func (in *inbound) filled(scratch []byte, n int) {
 	unread := len(in.view)
 	if unread <= smallMost(len(scratch)) {
 		in.view = scratch[:unread+n]
-		in.own = false
+		in.memory = 0
 		return
 	}
 	in.view = in.view[:unread+n]
 }
 
-// keep moves what is unread out of the loop's buffer.
+// keep moves what is unread out of the loop's buffer, and out of memory that has become far too large for it.
 func (in *inbound) keep() {
-	switch {
-	case len(in.view) == 0:
+	if len(in.view) == 0 {
 		*in = inbound{}
-	case !in.own:
-		in.view = append(make([]byte, 0, roundUp(len(in.view))), in.view...)
-		in.own = true
+		return
+	}
+	if size := roundUp(len(in.view)); in.memory == 0 || int(in.memory) > 4*size {
+		in.view = append(make([]byte, 0, size), in.view...)
+		in.memory = uint32(cap(in.view))
 	}
 }
 

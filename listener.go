@@ -340,6 +340,7 @@ func (a *acceptor) resume() {
 // accept accepts up to most connections. It is false when there may be more.
 func (a *acceptor) accept(most int) (empty bool) {
 	e := a.service.engine
+	failed, last := 0, sys.Errno(0)
 	for range most {
 		if limit := e.config.MaxConns; limit > 0 && e.conns.Load() >= int64(limit) {
 			a.pause(nil)
@@ -361,7 +362,13 @@ func (a *acceptor) accept(most int) (empty bool) {
 		default:
 			// ECONNABORTED, EPROTO, EPERM of a firewall, and the network's errors that accept(2) lists concern the
 			// connection that was next, which is gone.
+			failed, last = failed+1, errno
 		}
+	}
+	if failed == most {
+		// Not the connections' fault, then: a filter of system calls, perhaps.
+		a.pause(explain("accept a connection", last))
+		return true
 	}
 	return false
 }
