@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"math"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -762,7 +763,11 @@ func TestHTTP2Cancel(t *testing.T) {
 			_, _ = io.Copy(io.Discard, r.Body)
 			return
 		}
-		_, _ = io.Copy(w, io.LimitReader(&pattern{}, 1<<20))
+		n := int64(1 << 20)
+		if r.URL.RawQuery == "endless" {
+			n = math.MaxInt64 // What is canceled must not have ended by itself.
+		}
+		_, _ = io.Copy(w, io.LimitReader(&pattern{}, n))
 	})
 	for _, ours := range []bool{false, true} {
 		m := siteMode{"tcp", true, true, ours}
@@ -790,7 +795,7 @@ func TestHTTP2Cancel(t *testing.T) {
 					if i%3 == 1 {
 						method, body = "POST", &cancelReader{cancel, 64 << 10}
 					}
-					req, err := http.NewRequestWithContext(ctx, method, s.base, body)
+					req, err := http.NewRequestWithContext(ctx, method, s.base+"?endless", body)
 					if err != nil {
 						t.Error(err)
 						return
