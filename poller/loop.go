@@ -2,6 +2,7 @@ package poller
 
 import (
 	"fmt"
+	"runtime"
 	"sync/atomic"
 	"time"
 )
@@ -31,15 +32,13 @@ type Loop struct {
 	mailbox Mailbox
 	stopped atomic.Bool
 
-	timers timers
-	now    int64 // the instant of this turn; 0: not asked for yet
+	timers  timers
+	now     int64 // the instant of this turn; 0: not asked for yet
+	yielded int64 // the instant at which it last went through the scheduler
 }
 
 // timersMost is how many timers one turn hands over.
 const timersMost = 256
-
-// busyEvents is how many events make a turn a busy one.
-const busyEvents = 8
 
 // NewLoop makes a loop on a backend, which stays the caller's to close.
 func NewLoop(b Backend, s Sink) *Loop {
@@ -53,7 +52,11 @@ func (l *Loop) Backend() Backend { return l.backend }
 func (l *Loop) Run() error {
 	more := false
 	for !l.stopped.Load() {
-		n, err := l.backend.Wait(l.events, l.timeout(more))
+		timeout := l.timeout(more)
+		if timeout != 0 {
+			l.yield()
+		}
+		n, err := l.backend.Wait(l.events, timeout)
 		l.mailbox.unpark()
 		if err != nil {
 			l.Stop()
@@ -64,15 +67,28 @@ func (l *Loop) Run() error {
 		for letter := l.mailbox.take(); letter != nil; letter = letter.next {
 			letter.run()
 		}
-		// A busy loop looks again before it waits: under load there is something, and a look keeps the loop's P, which
-		// the runtime's monitor takes from a wait.
-		more = n >= busyEvents
+		more = false
 		if _, ok := l.timers.next(); ok {
-			more = l.fire() || more
+			more = l.fire()
 		}
 		more = l.sink.EndTurn() || more
 	}
 	return nil
+}
+
+// yieldPeriod is how often a loop goes through the scheduler before it waits.
+//
+// The runtime's monitor takes the P from a goroutine in a system call at once, and goes on looking every 20 us, when
+// the goroutine has not been scheduled for 10 ms (retake in runtime/proc.go): it counts the time as one long run. A
+// loop that never parks would be such a goroutine for ever, and pay for each wait with a futex call and the monitor's wake-ups.
+const yieldPeriod = int64(4 * time.Millisecond)
+
+// yield lets others run, where that is due.
+func (l *Loop) yield() {
+	if now := Nanotime(); now-l.yielded >= yieldPeriod {
+		l.yielded = now
+		runtime.Gosched()
+	}
 }
 
 // timeout says how long the next wait may be, and parks the mailbox if it may be long.
