@@ -66,8 +66,8 @@ test-stress: ## the tests ten times, at 1, 2 and 4 Ps, under the race detector
 
 .PHONY: bench
 bench: deps ## the comparison in full: 1, 64 and 1000 connections, deadlines, idle connections (about 15 minutes)
-	$(BENCH) echo -rounds $(ROUNDS)
-	$(BENCH) echo -rounds $(ROUNDS) -servers std,pollux-net -deadline 5s
+	$(BENCH) echo -rounds $(ROUNDS) -duration 1s -warmup 300ms
+	$(BENCH) echo -rounds $(ROUNDS) -duration 1s -warmup 300ms -servers std,pollux-net -deadline 5s
 	$(BENCH) idle
 
 .PHONY: bench-smoke
