@@ -512,7 +512,8 @@ func (s *Service) stopAccepting() {
 			done <- struct{}{}
 		})
 		if err != nil {
-			a.ln.close() // The loop is gone. It has closed what it knew, which is not a listener that it never had.
+			<-a.loop.done // It may be closing the listener itself.
+			a.ln.close()  // The loop is gone. It has closed what it knew, which is not a listener that it never had.
 			done <- struct{}{}
 		}
 	}
