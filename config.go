@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"runtime"
 	"time"
+
+	"github.com/pollux-go/pollux/internal/uring"
 )
 
 // Config says how an [Engine] works. The zero Config is the default one, and so is a zero in any field; [Default]
@@ -37,6 +39,21 @@ type Config struct {
 	// their turn.
 	BufferSize int
 
+	// RingEntries is the room for submissions in each loop's io_uring, a power of two; there is room for eight times as
+	// many completions. Where memory is short it becomes less, down to 64.
+	RingEntries int
+
+	// RingBuffers is the number of buffers, a power of two, that the kernel receives into on io_uring, for each loop.
+	// Connections without unread bytes hold none. Where memory is short it becomes less, down to 64.
+	RingBuffers int
+
+	// RingBufferSize is the size of each of those buffers.
+	RingBufferSize int
+
+	// UringFeatures masks features of io_uring off, as "-multishot_recv,-buffer_ring": pollux behaves as on a kernel that
+	// does not have them. It is for tests, and for kernels where one of them is broken.
+	UringFeatures string
+
 	// Linger is how long a closing connection waits for its peer to take more of what is queued. What is left then is
 	// dropped, and the connection reset. Negative: no time at all.
 	Linger time.Duration
@@ -65,11 +82,16 @@ func Default() Config {
 		ReadLimit:  1 << 20,
 		WriteLimit: 1 << 20,
 		BufferSize: 64 << 10,
-		Linger:     5 * time.Second,
-		Drain:      10 * time.Second,
-		KeepAlive:  15 * time.Second,
-		UnixMode:   0o600,
-		Logger:     slog.Default(),
+
+		RingEntries:    1024,
+		RingBuffers:    1024,
+		RingBufferSize: 4 << 10,
+
+		Linger:    5 * time.Second,
+		Drain:     10 * time.Second,
+		KeepAlive: 15 * time.Second,
+		UnixMode:  0o600,
+		Logger:    slog.Default(),
 	}
 }
 
@@ -81,6 +103,14 @@ const (
 	bufferSizeMin = 4 << 10
 	bufferSizeMax = 16 << 20
 	backlogMax    = 1 << 16
+
+	ringEntriesMin    = 8
+	ringEntriesMax    = 8 << 10 // The kernel allows 64 Ki completions.
+	ringBuffersMin    = 4
+	ringBuffersMax    = 32 << 10 // The kernel's limit.
+	ringBufferSizeMin = 256
+	ringBufferSizeMax = 1 << 20
+	ringMemoryMax     = 1 << 30 // of a loop's buffers
 )
 
 // withDefaults fills the zeros of c and checks the rest.
@@ -92,6 +122,9 @@ func (c Config) withDefaults() (Config, error) {
 	setDefault(&c.WriteLimit, d.WriteLimit)
 	setDefault(&c.WriteLow, max(1, c.WriteLimit/4))
 	setDefault(&c.BufferSize, d.BufferSize)
+	setDefault(&c.RingEntries, d.RingEntries)
+	setDefault(&c.RingBuffers, d.RingBuffers)
+	setDefault(&c.RingBufferSize, d.RingBufferSize)
 	setDefault(&c.Linger, d.Linger)
 	setDefault(&c.Drain, d.Drain)
 	setDefault(&c.KeepAlive, d.KeepAlive)
@@ -104,8 +137,13 @@ func (c Config) withDefaults() (Config, error) {
 			errs = append(errs, fmt.Errorf("config: %s is %d: it must be from %d to %d", name, value, least, most))
 		}
 	}
+	checkPower := func(name string, value, least, most int) {
+		if value < least || value > most || value&(value-1) != 0 {
+			errs = append(errs, fmt.Errorf("config: %s is %d: it must be a power of two from %d to %d", name, value, least, most))
+		}
+	}
 	if err := new(Kind).UnmarshalText([]byte(c.Backend)); err != nil {
-		errs = append(errs, fmt.Errorf("config: Backend: %w: it must be auto or epoll", err))
+		errs = append(errs, fmt.Errorf("config: Backend: %w: it must be auto, epoll or io_uring", err))
 	}
 	check("Loops", c.Loops, 1, loopsMax)
 	check("MaxConns", c.MaxConns, 0, connsMax)
@@ -114,6 +152,16 @@ func (c Config) withDefaults() (Config, error) {
 	check("WriteLow", c.WriteLow, 1, limitMax)
 	check("BufferSize", c.BufferSize, bufferSizeMin, bufferSizeMax)
 	check("Backlog", c.Backlog, 0, backlogMax)
+	checkPower("RingEntries", c.RingEntries, ringEntriesMin, ringEntriesMax)
+	checkPower("RingBuffers", c.RingBuffers, ringBuffersMin, ringBuffersMax)
+	check("RingBufferSize", c.RingBufferSize, ringBufferSizeMin, ringBufferSizeMax)
+	if len(errs) == 0 && c.RingBuffers*c.RingBufferSize > ringMemoryMax {
+		errs = append(errs, fmt.Errorf("config: RingBuffers is %d and RingBufferSize %d: together they must not be above %d bytes",
+			c.RingBuffers, c.RingBufferSize, ringMemoryMax))
+	}
+	if _, err := uring.ParseMask(c.UringFeatures); err != nil {
+		errs = append(errs, fmt.Errorf("config: UringFeatures is %q: %w", c.UringFeatures, err))
+	}
 	if c.Drain < 0 {
 		errs = append(errs, fmt.Errorf("config: Drain is %v: it must be above 0", c.Drain))
 	}

@@ -58,6 +58,7 @@ const (
 	flagEOF                             // the peer's end of stream was seen
 	flagDraining                        // to be closed as soon as nothing is under way
 	flagDiscard                         // closing: what still comes is thrown away
+	flagArmed                           // a completer receives for it
 	flagDeliver                         // resumed: what is buffered is to be delivered again
 )
 
@@ -78,6 +79,7 @@ const (
 	askClose requests = 1 << iota
 	askResume
 	askIdle
+	askPoll     // the socket is full, and a completer must be asked to say when it is not
 	askDrained  // a flush elsewhere has made room that OnWritable is to tell of
 	askFinished // the last byte before a FIN was sent
 	askRetry    // the kernel was out of memory: no edge will come
@@ -190,7 +192,7 @@ func (c *Conn) Flush() error {
 func (c *Conn) Queued() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.out.len()
+	return c.queued()
 }
 
 // Pause stops reading: OnData is not called, and the peer is slowed down once the kernel's buffers are full. A Pause
@@ -214,7 +216,7 @@ func (c *Conn) CloseWrite() error {
 		return ErrClosed
 	}
 	c.state.Store(stateFinished)
-	if c.out.len() > 0 {
+	if c.queued() > 0 {
 		return nil // The flush that sends the last byte sees to it.
 	}
 	return c.shutdownWrite()

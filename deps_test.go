@@ -62,7 +62,7 @@ func forbidden(name, imported string) string {
 		return "it stands at the bottom"
 	case imported == module+"/internal/testutil" && !under("internal/testutil", "test"):
 		return "only tests import it"
-	case strings.HasPrefix(imported, "golang.org/x/sys/") && !under("internal/sys", "bench", "cmd", "test"):
+	case strings.HasPrefix(imported, "golang.org/x/sys/") && !under("internal/sys", "internal/testutil", "bench", "cmd", "test"):
 		return "every system call is made by internal/sys"
 	case imported == "github.com/caarlos0/env/v11" && name != module:
 		return "only the root reads the environment"

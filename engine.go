@@ -25,6 +25,7 @@ type Engine struct {
 
 	mu       sync.Mutex // protects what follows; loops is read without it by who has been given one
 	closed   bool
+	choice   *choice
 	loops    []*loop
 	poller   *poller.Poller
 	services map[*Service]struct{}
@@ -38,25 +39,42 @@ func New(config Config) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Better to know now than with the first connection.
-	b, err := openBackend(config.Backend)
+	choice, err := choose(config)
 	if err != nil {
 		return nil, err
 	}
-	config.Backend = Kind(b.Name())
-	if err := b.Close(); err != nil {
-		return nil, err
-	}
-	return &Engine{
+	e := &Engine{
 		config:   config,
 		log:      config.Logger,
+		choice:   choice,
 		services: map[*Service]struct{}{},
 		nets:     map[*netListener]struct{}{},
-	}, nil
+	}
+	e.logChoice()
+	return e, nil
 }
 
-// Backend returns the name of the backend that the event loops use: "epoll".
-func (e *Engine) Backend() string { return string(e.config.Backend) }
+// logChoice says which backend was taken, where nobody has asked for one.
+func (e *Engine) logChoice() {
+	if e.choice.auto() {
+		e.log.Info("pollux: the event loops use "+string(e.choice.kind), "backend", e.choice.kind, "reason", e.choice.reason())
+	}
+}
+
+// Backend returns the name of the backend that the event loops use: "epoll" or "io_uring". Where the configuration leaves
+// the choice to pollux, it may still change until they have started.
+func (e *Engine) Backend() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return string(e.choice.kind)
+}
+
+// BackendReason says in one line why that backend is used and not another one: what the kernel has refused, for instance.
+func (e *Engine) BackendReason() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.choice.reason()
+}
 
 // Loops returns the number of event loops.
 func (e *Engine) Loops() int { return e.config.Loops }
@@ -72,22 +90,38 @@ func (e *Engine) start() error {
 	if e.loops != nil {
 		return nil
 	}
-	var loops []*loop
-	for range e.config.Loops {
-		b, err := openBackend(e.config.Backend)
-		if err != nil {
-			for _, l := range loops {
-				l.backend.Close()
-			}
-			return fmt.Errorf("start %d event loops: %w", e.config.Loops, err)
+	loops, err := e.openLoops()
+	for err != nil && len(e.choice.left) > 0 {
+		// What worked once does not work so many times: memory that the kernel locks has run out, for instance.
+		if err = e.choice.next(err); err == nil {
+			e.logChoice()
+			loops, err = e.openLoops()
 		}
-		loops = append(loops, newLoop(e, b))
+	}
+	if err != nil {
+		return fmt.Errorf("start %d event loops: %w", e.config.Loops, err)
 	}
 	e.loops = loops
 	for _, l := range loops {
 		go l.run()
 	}
 	return nil
+}
+
+// openLoops opens a backend for each event loop. mu is held.
+func (e *Engine) openLoops() ([]*loop, error) {
+	var loops []*loop
+	for range e.config.Loops {
+		b, err := e.choice.open()
+		if err != nil {
+			for _, l := range loops {
+				l.backend.Close()
+			}
+			return nil, err
+		}
+		loops = append(loops, newLoop(e, b))
+	}
+	return loops, nil
 }
 
 // netPoller returns the poller of the net API, which it starts if need be. It is epoll whatever the configuration says:
@@ -99,7 +133,7 @@ func (e *Engine) netPoller() (*poller.Poller, error) {
 		return nil, ErrClosed
 	}
 	if e.poller == nil {
-		b, err := openBackend(KindEpoll)
+		b, err := newEpoll()
 		if err != nil {
 			return nil, err
 		}

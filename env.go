@@ -12,23 +12,31 @@ import (
 	"time"
 
 	"github.com/caarlos0/env/v11"
+
+	"github.com/pollux-go/pollux/internal/uring"
 )
 
 // settings is the one table of the environment: its tags name each variable, its default, what is allowed and what it
 // is for. ConfigFromEnv parses it, Variables prints it, and the README's table is checked against it.
 type settings struct {
-	Backend    Kind          `env:"POLLUX_BACKEND" envDefault:"auto" allowed:"auto, epoll" help:"what the event loops wait on"`
-	Loops      count         `env:"POLLUX_LOOPS" envDefault:"0" allowed:"0 to 1024" help:"number of event loops; 0: one for each CPU that GOMAXPROCS allows"`
-	MaxConns   count         `env:"POLLUX_MAX_CONNS" envDefault:"0" allowed:"0 to 1073741824" help:"most connections with handlers at once; 0: no limit"`
-	ReadLimit  size          `env:"POLLUX_READ_LIMIT" envDefault:"1MiB" allowed:"1 to 1GiB" help:"most bytes that a handler may leave unread before its connection is closed"`
-	WriteLimit size          `env:"POLLUX_WRITE_LIMIT" envDefault:"1MiB" allowed:"1 to 1GiB" help:"most bytes queued for a peer that does not read; beyond, Write returns ErrWouldBlock"`
-	WriteLow   size          `env:"POLLUX_WRITE_LOW" envDefault:"0" allowed:"0 to POLLUX_WRITE_LIMIT" help:"OnWritable is called when the queue has drained to so many bytes; 0: a quarter of the write limit"`
-	BufferSize size          `env:"POLLUX_BUFFER_SIZE" envDefault:"64KiB" allowed:"4KiB to 16MiB" help:"each loop's read buffer, and what a connection may read before others have their turn"`
-	Linger     time.Duration `env:"POLLUX_LINGER" envDefault:"5s" allowed:"a duration; below 0: no time at all" help:"how long a closing connection waits for its peer to take more of what is queued"`
-	Drain      time.Duration `env:"POLLUX_DRAIN" envDefault:"10s" allowed:"a duration above 0" help:"how long ListenAndServe waits for its connections to finish when its context has ended"`
-	KeepAlive  time.Duration `env:"POLLUX_KEEPALIVE" envDefault:"15s" allowed:"a duration; below 0: never" help:"after how long a silence, and how often, TCP asks whether the peer is there"`
-	Backlog    count         `env:"POLLUX_BACKLOG" envDefault:"0" allowed:"0 to 65536" help:"connections that may wait to be accepted; 0: as net.core.somaxconn"`
-	Log        logLevel      `env:"POLLUX_LOG" envDefault:"warn" allowed:"off, error, warn, info, debug" help:"what is written to the log"`
+	Backend    Kind  `env:"POLLUX_BACKEND" envDefault:"auto" allowed:"auto, epoll, io_uring" help:"what the event loops wait on"`
+	Loops      count `env:"POLLUX_LOOPS" envDefault:"0" allowed:"0 to 1024" help:"number of event loops; 0: one for each CPU that GOMAXPROCS allows"`
+	MaxConns   count `env:"POLLUX_MAX_CONNS" envDefault:"0" allowed:"0 to 1073741824" help:"most connections with handlers at once; 0: no limit"`
+	ReadLimit  size  `env:"POLLUX_READ_LIMIT" envDefault:"1MiB" allowed:"1 to 1GiB" help:"most bytes that a handler may leave unread before its connection is closed"`
+	WriteLimit size  `env:"POLLUX_WRITE_LIMIT" envDefault:"1MiB" allowed:"1 to 1GiB" help:"most bytes queued for a peer that does not read; beyond, Write returns ErrWouldBlock"`
+	WriteLow   size  `env:"POLLUX_WRITE_LOW" envDefault:"0" allowed:"0 to POLLUX_WRITE_LIMIT" help:"OnWritable is called when the queue has drained to so many bytes; 0: a quarter of the write limit"`
+	BufferSize size  `env:"POLLUX_BUFFER_SIZE" envDefault:"64KiB" allowed:"4KiB to 16MiB" help:"each loop's read buffer, and what a connection may read before others have their turn"`
+
+	RingEntries    count    `env:"POLLUX_RING_ENTRIES" envDefault:"1024" allowed:"a power of two, 8 to 8192" help:"io_uring: submissions that a loop has room for, and an eighth of its completions"`
+	RingBuffers    count    `env:"POLLUX_BUFFERS" envDefault:"1024" allowed:"a power of two, 4 to 32768" help:"io_uring: buffers that the kernel receives into, for each loop"`
+	RingBufferSize size     `env:"POLLUX_RING_BUFFER_SIZE" envDefault:"4KiB" allowed:"256 to 1MiB" help:"io_uring: size of each of those buffers; all of a loop's together: 1GiB at most"`
+	UringFeatures  features `env:"POLLUX_URING_FEATURES" envDefault:"" allowed:"names with a - before them, separated by commas; pollux doctor lists them" help:"io_uring: features not to use, as on a kernel without them"`
+
+	Linger    time.Duration `env:"POLLUX_LINGER" envDefault:"5s" allowed:"a duration; below 0: no time at all" help:"how long a closing connection waits for its peer to take more of what is queued"`
+	Drain     time.Duration `env:"POLLUX_DRAIN" envDefault:"10s" allowed:"a duration above 0" help:"how long ListenAndServe waits for its connections to finish when its context has ended"`
+	KeepAlive time.Duration `env:"POLLUX_KEEPALIVE" envDefault:"15s" allowed:"a duration; below 0: never" help:"after how long a silence, and how often, TCP asks whether the peer is there"`
+	Backlog   count         `env:"POLLUX_BACKLOG" envDefault:"0" allowed:"0 to 65536" help:"connections that may wait to be accepted; 0: as net.core.somaxconn"`
+	Log       logLevel      `env:"POLLUX_LOG" envDefault:"warn" allowed:"off, error, warn, info, debug" help:"what is written to the log"`
 }
 
 // config turns the settings into a Config that has been checked.
@@ -41,21 +49,27 @@ func (s *settings) config() (Config, error) {
 		WriteLimit: notZero(s.WriteLimit),
 		WriteLow:   int(s.WriteLow),
 		BufferSize: notZero(s.BufferSize),
-		Linger:     s.Linger,
-		Drain:      s.Drain,
-		KeepAlive:  s.KeepAlive,
-		Backlog:    int(s.Backlog),
-		Logger:     s.Log.logger(),
+
+		RingEntries:    notZero(s.RingEntries),
+		RingBuffers:    notZero(s.RingBuffers),
+		RingBufferSize: notZero(s.RingBufferSize),
+		UringFeatures:  string(s.UringFeatures),
+
+		Linger:    s.Linger,
+		Drain:     s.Drain,
+		KeepAlive: s.KeepAlive,
+		Backlog:   int(s.Backlog),
+		Logger:    s.Log.logger(),
 	}
 	return c.withDefaults()
 }
 
 // notZero makes a 0 that somebody has written out of range: in a Config, it would be the default.
-func notZero(s size) int {
-	if s == 0 {
+func notZero[T ~int](n T) int {
+	if n == 0 {
 		return -1
 	}
-	return int(s)
+	return int(n)
 }
 
 // count is a number that is not negative.
@@ -96,6 +110,15 @@ func (s *size) UnmarshalText(text []byte) error {
 	}
 	*s = size(n << shift)
 	return nil
+}
+
+// features is a mask of features of io_uring, as "-multishot_recv,-buffer_ring".
+type features string
+
+func (f *features) UnmarshalText(text []byte) error {
+	_, err := uring.ParseMask(string(text))
+	*f = features(text)
+	return err
 }
 
 // logLevel is a slog level or "off".

@@ -124,22 +124,27 @@ func (e *epoll) Wait(events []poller.Event, timeout time.Duration) (int, error) 
 	if errno != 0 {
 		return 0, fmt.Errorf("wait on epoll: %w", errno)
 	}
-	out := 0
-	for i := range raw[:n] {
-		token := poller.Token(sys.EpollData(&raw[i]))
-		if token == wakeToken {
-			e.broken = true
-			continue
-		}
-		events[out] = poller.Event{Token: token, Ready: readyOf(raw[i].Events)}
-		out++
-	}
+	out := e.translate(raw[:n], events)
 	if mayBlock && e.broken {
 		// From here on a Break writes again; those before it are answered by this return.
 		e.broken = false
 		e.waking.Store(false)
 	}
 	return out, nil
+}
+
+// translate turns the kernel's events into ours, and notes a wake.
+func (e *epoll) translate(raw []sys.EpollEvent, events []poller.Event) (n int) {
+	for i := range raw {
+		token := poller.Token(sys.EpollData(&raw[i]))
+		if token == wakeToken {
+			e.broken = true
+			continue
+		}
+		events[n] = poller.Event{Token: token, Ready: readyOf(raw[i].Events)}
+		n++
+	}
+	return n
 }
 
 func readyOf(mask uint32) (r poller.Ready) {

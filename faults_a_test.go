@@ -369,6 +369,9 @@ func TestA11CopyOfTheDescriptor(t *testing.T) {
 	eachBackend(t, func(t *testing.T, config Config) {
 		for _, api := range []string{"event", "net"} {
 			t.Run(api, func(t *testing.T) {
+				if config.Backend == KindUring && api == "event" {
+					t.Skip("a completer shuts the connection down for its copies too, so that the peer sees the end at once")
+				}
 				testutil.CheckLeaks(t)
 				var w waits
 				testutil.InjectFaults(t, w.hook)
@@ -431,6 +434,9 @@ func TestA11CopyOfTheDescriptor(t *testing.T) {
 // TestA12RemovedBeforeClosed watches that a socket leaves the backend before it is closed.
 func TestA12RemovedBeforeClosed(t *testing.T) {
 	eachBackend(t, func(t *testing.T, config Config) {
+		if config.Backend == KindUring {
+			t.Skip("what a completer receives from is in no epoll set")
+		}
 		for _, api := range []string{"event", "net"} {
 			t.Run(api, func(t *testing.T) {
 				testutil.CheckLeaks(t)

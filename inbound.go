@@ -62,6 +62,26 @@ func (in *inbound) filled(scratch []byte, n int) {
 	in.view = in.view[:unread+n]
 }
 
+// push adds bytes that lie in memory of the loop's. With nothing unread before them they are not copied.
+func (in *inbound) push(scratch, b []byte) {
+	unread := len(in.view)
+	switch {
+	case unread == 0:
+		in.view, in.memory = b, 0
+	case unread+len(b) <= len(scratch) && unread <= smallMost(len(scratch)):
+		copy(scratch, in.view)
+		copy(scratch[unread:], b)
+		in.view, in.memory = scratch[:unread+len(b)], 0
+	default:
+		if in.memory == 0 || cap(in.view)-unread < len(b) {
+			grown := make([]byte, unread, max(2*unread, unread+len(b)))
+			copy(grown, in.view)
+			in.view, in.memory = grown, uint32(cap(grown))
+		}
+		in.view = append(in.view, b...)
+	}
+}
+
 // keep moves what is unread out of the loop's buffer, and out of memory that has become far too large for it.
 func (in *inbound) keep() {
 	if len(in.view) == 0 {

@@ -334,7 +334,7 @@ func (a *acceptor) ready() {
 // resume is ready after a pause.
 func (a *acceptor) resume() {
 	a.waiting = false
-	a.ready()
+	a.arm()
 }
 
 // accept accepts up to most connections. It is false when there may be more.
@@ -371,6 +371,47 @@ func (a *acceptor) accept(most int) (empty bool) {
 		return true
 	}
 	return false
+}
+
+// accepted handles what a completer has accepted: a descriptor, or an error number below 0, which has ended the request.
+func (a *acceptor) accepted(result int32) {
+	if result < 0 {
+		switch errno := sys.Errno(-result); errno {
+		case sys.ECANCELED:
+		case sys.EMFILE, sys.ENFILE, sys.ENOBUFS, sys.ENOMEM:
+			a.pause(explain("accept a connection", errno))
+		case sys.EBADF, sys.EINVAL, sys.ENOTSOCK:
+			a.loop.engine.log.Error("pollux: a listener has failed and is given up", "address", a.ln.addr, "error", errno)
+		default:
+			a.arm()
+		}
+		return
+	}
+	fd := int(result)
+	var from sys.Sockaddr
+	if a.ln.stream {
+		from, _ = sys.Getpeername(fd) // Gone already: it has no address, and will be found to be.
+	}
+	a.hand(fd, from)
+}
+
+// byCompletion tells whether a completer accepts. Where the number of connections is limited, it must not: it would
+// accept more than there may be.
+func (a *acceptor) byCompletion() bool {
+	return a.loop.completer != nil && a.service.engine.config.MaxConns == 0
+}
+
+// arm begins to accept.
+func (a *acceptor) arm() {
+	var err error
+	if a.byCompletion() {
+		err = a.loop.completer.Accept(a.ln.fd, a.token)
+	} else {
+		a.ready()
+	}
+	if err != nil {
+		a.pause(err)
+	}
 }
 
 // pause looks again after a while.
@@ -426,11 +467,15 @@ func (l *loop) addAcceptor(a *acceptor) error {
 		return err
 	}
 	a.token = token
-	if err := l.backend.Add(a.ln.fd, token); err != nil {
-		l.sources.Delete(token)
-		return err
+	if a.byCompletion() {
+		err = l.completer.Accept(a.ln.fd, token)
+	} else {
+		err = l.backend.Add(a.ln.fd, token)
 	}
-	return nil
+	if err != nil {
+		l.sources.Delete(token)
+	}
+	return err
 }
 
 // removeAcceptor stops accepting. What waits in the queue is accepted first, so that a graceful end resets nobody.
@@ -438,11 +483,22 @@ func (l *loop) removeAcceptor(a *acceptor) {
 	if a.gone {
 		return
 	}
+	if a.byCompletion() {
+		take := func(ev *poller.Event) {
+			if ev.Result >= 0 {
+				a.accepted(ev.Result)
+			}
+		}
+		l.takeBatch(a.token, take)
+		l.completer.Stop(a.token, take)
+		l.completer.Disarm(a.token)
+	} else {
+		_ = l.backend.Remove(a.ln.fd)
+	}
 	if !a.service.closing.Load() {
 		a.accept(backlogMost)
 	}
 	a.gone = true
 	l.sources.Delete(a.token)
-	_ = l.backend.Remove(a.ln.fd)
 	a.ln.close()
 }

@@ -20,12 +20,14 @@ import (
 //
 // What is not marked otherwise belongs to its goroutine.
 type loop struct {
-	engine  *Engine
-	backend poller.Backend
-	inner   *poller.Loop
+	engine    *Engine
+	backend   poller.Backend
+	completer poller.Completer // the same, if it takes the input itself
+	inner     *poller.Loop
 
 	sources poller.Table[source]
 	again   []poller.Token // connections that may have unread bytes: the next turn reads them without an event
+	flights []*outbound    // free queues for sends of the completer
 	starved []*Conn        // connections that the kernel had no memory for
 	buffer  []byte         // what reads go to
 
@@ -34,6 +36,7 @@ type loop struct {
 	current atomic.Pointer[Conn]
 	cork    outbound // belongs to the current connection, under its mutex
 
+	held  poller.Event   // with Received: its bytes are being handled
 	batch []poller.Event // what Ready was given
 	next  int            // of batch; kept here so that a panic loses no event
 
@@ -63,6 +66,7 @@ func newLoop(e *Engine, b poller.Backend) *loop {
 		cork:    outbound{buf: make([]byte, 0, corkSize)},
 		done:    make(chan struct{}),
 	}
+	l.completer, _ = b.(poller.Completer)
 	l.inner = poller.NewLoop(b, l)
 	return l
 }
@@ -118,14 +122,21 @@ func (l *loop) Ready(events []poller.Event) {
 func (l *loop) dispatch() {
 	defer l.contain()
 	for l.next < len(l.batch) {
-		ev := l.batch[l.next]
+		ev := &l.batch[l.next]
 		l.next++
 		s, ok := l.sources.Get(ev.Token)
 		switch {
 		case !ok:
 			l.stale.Add(1) // A handler has closed it earlier in this batch.
+			l.discardEvent(ev)
+		case ev.Ready&poller.Received != 0:
+			l.received(s.conn, ev)
+		case ev.Ready&poller.Sent != 0:
+			l.landed(s.conn, ev.Result)
 		case s.conn != nil:
 			l.event(s.conn, ev.Ready)
+		case ev.Ready&poller.Accepted != 0:
+			s.acceptor.accepted(ev.Result)
 		default:
 			s.acceptor.ready()
 		}
@@ -142,6 +153,7 @@ func (l *loop) contain() {
 	if c == nil {
 		panic(v) // Not a handler: a bug of ours, which must be seen.
 	}
+	l.recycle()
 	err := &PanicError{Value: v, Stack: debug.Stack()}
 	l.engine.log.Error("pollux: a handler panicked; its connection is closed", "panic", v, "stack", string(err.Stack))
 	l.leave(c)
@@ -218,7 +230,7 @@ func (c *Conn) finished() bool {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.out.len() == 0
+	return c.queued() == 0
 }
 
 // hungUp ends a connection that no read will find out about, because its end of stream was seen already or because it is
@@ -259,8 +271,8 @@ func (l *loop) read(c *Conn) {
 			return
 		}
 	}
-	if c.flags&flagMayRead == 0 || c.flags&flagEOF != 0 {
-		return
+	if c.flags&flagMayRead == 0 || c.flags&(flagEOF|flagArmed) != 0 {
+		return // While a completer receives, a read would overtake what is under way.
 	}
 	space := c.in.space(l.buffer)
 	n, errno := sys.Recv(int(c.fd), space)
@@ -273,27 +285,154 @@ func (l *loop) read(c *Conn) {
 		if l.drained(c) {
 			l.beginClose(c, nil)
 		}
+		l.rearm(c)
 	case errno != 0:
-		l.destroy(c, os.NewSyscallError(sys.OpRecv.String(), errno))
+		l.failed(c, os.NewSyscallError(sys.OpRecv.String(), errno))
 	case n == 0:
-		c.flags = c.flags&^flagMayRead | flagEOF
-		l.enter(c)
-		err := c.service.handler.OnEOF(c)
-		l.finish(c, err)
+		c.flags &^= flagMayRead
+		l.ended(c)
 	default:
 		c.in.filled(l.buffer, n)
-		if n < len(space) && c.flags&(flagStream|flagTalkative|flagDraining) == flagStream {
+		if n < len(space) && c.flags&(flagStream|flagTalkative|flagDraining) == flagStream && !l.completes(c) {
 			// A TCP stream that gave less than it was asked for is empty; what comes next makes an edge.
 			c.flags &^= flagMayRead
 		} else {
 			l.later(c)
 		}
-		if c.idle.Load() != 0 {
-			c.active.Store(l.inner.Now())
+		l.data(c)
+	}
+}
+
+// discardEvent gives back what came for somebody who has left.
+func (l *loop) discardEvent(ev *poller.Event) {
+	switch {
+	case ev.Ready&poller.Received != 0 && ev.Result > 0:
+		l.completer.Bytes(ev)
+		l.completer.Recycle(ev)
+	case ev.Ready&poller.Accepted != 0 && ev.Result >= 0:
+		sys.Close(int(ev.Result))
+	}
+}
+
+// recycle gives the bytes back that were being handled.
+func (l *loop) recycle() {
+	if l.held.Ready&poller.Received != 0 {
+		l.completer.Recycle(&l.held)
+		l.held = poller.Event{}
+	}
+}
+
+// received handles what a completer has received for a connection.
+func (l *loop) received(c *Conn, ev *poller.Event) {
+	errno := sys.Errno(-ev.Result)
+	switch {
+	case ev.Result > 0:
+		l.held = *ev
+		l.arrived(c, l.completer.Bytes(ev))
+		l.recycle()
+		if c.flags&flagDraining != 0 && !c.isClosed() {
+			l.disarm(c) // Only a read that finds nothing says that nothing is under way.
 		}
-		l.enter(c)
-		err := c.service.handler.OnData(c)
-		l.finish(c, err)
+	case ev.Result == 0 && !c.paused.Load():
+		c.flags &^= flagArmed | flagMayRead
+		l.ended(c)
+	case ev.Result == 0 || errno == sys.ECANCELED:
+		// From here on it is read as a ready descriptor is, until it is armed again.
+		c.flags = c.flags&^flagArmed | flagMayRead
+		l.later(c)
+		if c.paused.Load() {
+			l.watch(c)
+		}
+	default:
+		c.flags &^= flagArmed
+		l.failed(c, os.NewSyscallError(sys.OpRecv.String(), errno))
+	}
+}
+
+// arrived hands bytes that lie in b to the handler.
+func (l *loop) arrived(c *Conn, b []byte) {
+	if c.state.Load() >= stateClosing {
+		return
+	}
+	c.in.push(l.buffer, b)
+	if c.paused.Load() {
+		c.flags |= flagDeliver
+		c.in.keep()
+		return
+	}
+	l.data(c)
+}
+
+// data tells the handler that bytes have come.
+func (l *loop) data(c *Conn) {
+	if c.idle.Load() != 0 {
+		c.active.Store(l.inner.Now())
+	}
+	l.enter(c)
+	err := c.service.handler.OnData(c)
+	l.finish(c, err)
+}
+
+// ended tells the handler of the end of the stream.
+func (l *loop) ended(c *Conn) {
+	switch {
+	case c.flags&flagDiscard != 0:
+		l.destroy(c, c.reason)
+	case c.flags&flagEOF == 0:
+		c.flags |= flagEOF
+		if c.state.Load() < stateClosing {
+			l.enter(c)
+			err := c.service.handler.OnEOF(c)
+			l.finish(c, err)
+		}
+		if !c.isClosed() {
+			l.watch(c)
+		}
+	}
+}
+
+// watch has a completer tell of the end of a connection on which nothing is received.
+func (l *loop) watch(c *Conn) {
+	if l.completes(c) {
+		_ = l.completer.AwaitHangUp(int(c.fd), c.token) // Without it, the next send finds out.
+	}
+}
+
+// failed closes a connection that reading has failed on.
+func (l *loop) failed(c *Conn, err error) {
+	if c.linger != 0 && c.queued() == 0 {
+		err = c.reason // It was closing in good order.
+	}
+	l.destroy(c, err)
+}
+
+// completes tells whether a completer does the connection's input. For unix sockets it does not: when bytes and the end
+// come together, the kernel's multishot receive may take the bytes and never tell of the end (liburing#1549).
+func (l *loop) completes(c *Conn) bool { return l.completer != nil && c.flags&flagStream != 0 }
+
+// arm begins to take the connection's input.
+func (l *loop) arm(c *Conn) error {
+	if !l.completes(c) {
+		return l.backend.Add(int(c.fd), c.token)
+	}
+	c.flags |= flagArmed
+	return l.completer.Receive(int(c.fd), c.token)
+}
+
+// disarm has a completer stop receiving for the connection. It answers with ECANCELED, after what is under way.
+func (l *loop) disarm(c *Conn) {
+	if c.flags&flagArmed != 0 {
+		l.completer.Cancel(c.token)
+	}
+}
+
+// rearm begins again to receive, once a read has found nothing.
+func (l *loop) rearm(c *Conn) {
+	if !l.completes(c) || c.flags&(flagArmed|flagEOF|flagMayRead) != 0 || c.paused.Load() || c.isClosed() || c.linger != 0 && c.flags&flagDiscard == 0 {
+		return
+	}
+	if err := l.arm(c); err != nil {
+		l.destroy(c, err)
 	}
 }
 
@@ -307,6 +446,9 @@ func (l *loop) enter(c *Conn) {
 // the handler returned.
 func (l *loop) finish(c *Conn, err error) {
 	asked, failed := l.leave(c)
+	if c.paused.Load() && c.flags&flagArmed != 0 {
+		l.disarm(c)
+	}
 	if c.fd < 0 {
 		l.closed(c, ErrDetached)
 		return
@@ -330,7 +472,7 @@ func (l *loop) leave(c *Conn) (asked requests, err error) {
 	c.mu.Lock()
 	l.current.Store(nil)
 	if c.out != nil && !c.isClosed() {
-		if !c.blocked.Load() {
+		if !c.blocked.Load() && !l.launch(c) {
 			err = c.flush()
 		}
 		if c.out == &l.cork {
@@ -387,6 +529,11 @@ func (l *loop) attend(c *Conn, asked requests, err error) {
 	if asked&askRetry != 0 {
 		l.starve(c)
 	}
+	if asked&askPoll != 0 && l.completes(c) {
+		if e := l.completer.AwaitWritable(int(c.fd), c.token); e != nil && err == nil {
+			err = e
+		}
+	}
 	if asked&askIdle != 0 {
 		l.schedule(c)
 	}
@@ -412,9 +559,9 @@ func (l *loop) attend(c *Conn, asked requests, err error) {
 // writable sends what is queued, now that there is room. It is false when the connection is gone.
 func (l *loop) writable(c *Conn) bool {
 	c.mu.Lock()
-	before := c.out.len()
+	before := c.queued()
 	err := c.flushQueue()
-	left := c.out.len()
+	left := c.queued()
 	tell := c.asked&askWritable != 0 && left <= c.service.writeLow && c.state.Load() == stateOpen
 	if tell {
 		c.asked &^= askWritable
@@ -527,7 +674,7 @@ func (l *loop) beginClose(c *Conn, err error) {
 		return
 	}
 	c.state.Store(stateClosing)
-	left := c.out.len()
+	left := c.queued()
 	c.mu.Unlock()
 	linger := l.engine.config.Linger
 	if linger < 0 {
@@ -600,24 +747,53 @@ func (l *loop) destroy(c *Conn, reason error) {
 	}
 	c.state.Store(stateClosed)
 	fd := int(c.fd)
-	if c.out.len() > 0 {
+	if c.queued() > 0 {
 		sys.SetLinger(fd, 0) // Bytes are dropped: the peer must not take what it got for all.
 	}
 	c.fd = -1
-	c.out = nil
+	c.out = nil // The completer holds on to what it sends.
 	c.mu.Unlock()
 	c.in = inbound{}
-	l.forget(c, fd)
-	sys.Close(fd)
+	// Later events of it are stale.
+	l.sources.Delete(c.token)
+	if l.completes(c) {
+		l.completer.Release(fd, c.token)
+	} else {
+		// Before the close: a copy of the descriptor, as a child process has, would keep the registration alive. It fails
+		// only for a connection that never was registered.
+		_ = l.backend.Remove(fd)
+		sys.Close(fd)
+	}
 	l.closed(c, reason)
 }
 
-// forget takes a connection out of the loop's tables. Later events of it are stale.
-func (l *loop) forget(c *Conn, fd int) {
+// takeOut takes a connection out of the loop and leaves its descriptor open. f is given the bytes that were under way.
+func (l *loop) takeOut(c *Conn, fd int, f func([]byte)) {
+	if !l.completes(c) {
+		l.sources.Delete(c.token)
+		_ = l.backend.Remove(fd)
+		return
+	}
+	take := func(ev *poller.Event) {
+		if ev.Ready&poller.Received != 0 && ev.Result > 0 {
+			f(l.completer.Bytes(ev))
+			l.completer.Recycle(ev)
+		}
+	}
+	l.takeBatch(c.token, take)
+	l.completer.Stop(c.token, take)
+	l.completer.Disarm(c.token)
 	l.sources.Delete(c.token)
-	// Before the close: a copy of the descriptor, as a child process has, would keep the registration alive. It fails
-	// only for a connection that never was registered.
-	_ = l.backend.Remove(fd)
+}
+
+// takeBatch gives f what is left of the batch for a token.
+func (l *loop) takeBatch(t poller.Token, f func(*poller.Event)) {
+	for i := l.next; i < len(l.batch); i++ {
+		if ev := &l.batch[i]; ev.Token == t {
+			f(ev)
+			*ev = poller.Event{}
+		}
+	}
 }
 
 // closed tells the handler of the end of a connection, and counts it.
@@ -657,7 +833,7 @@ func (l *loop) register(c *Conn) {
 		return
 	}
 	// Only now, so that no event comes before OnOpen has returned: what is there already makes the first edge.
-	if err := l.backend.Add(int(c.fd), token); err != nil {
+	if err := l.arm(c); err != nil {
 		l.destroy(c, err)
 		return
 	}
@@ -670,6 +846,10 @@ func (l *loop) register(c *Conn) {
 // consumed everything, nothing is queued, and it is not paused.
 func (l *loop) drain(c *Conn) {
 	c.flags |= flagDraining
+	if c.flags&flagArmed != 0 {
+		l.disarm(c) // What is under way comes first; then it is read until nothing is there.
+		return
+	}
 	if c.flags&flagEOF == 0 {
 		c.flags |= flagMayRead // Bytes whose event has not been seen count as accepted.
 		l.later(c)
@@ -681,6 +861,10 @@ func (l *loop) drain(c *Conn) {
 // maybeDrained has a draining connection looked at once more if nothing is under way for it as far as is known here.
 func (l *loop) maybeDrained(c *Conn) {
 	if l.drained(c) {
+		if c.flags&flagArmed != 0 {
+			l.disarm(c) // What is under way comes first.
+			return
+		}
 		if c.flags&flagEOF != 0 {
 			l.beginClose(c, nil)
 			return
@@ -697,7 +881,7 @@ func (l *loop) drained(c *Conn) bool {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.out.len() == 0
+	return c.queued() == 0
 }
 
 // detach is Detach.
@@ -714,7 +898,7 @@ func (l *loop) detach(c *Conn) (net.Conn, error) {
 	if err := c.flush(); err != nil {
 		return nil, err
 	}
-	if c.out.len() > 0 {
+	if c.queued() > 0 {
 		return nil, ErrWouldBlock
 	}
 	fd := int(c.fd)
@@ -722,7 +906,7 @@ func (l *loop) detach(c *Conn) (net.Conn, error) {
 	c.in = inbound{}
 	c.fd = -1
 	c.state.Store(stateClosed)
-	l.forget(c, fd)
+	l.takeOut(c, fd, func(b []byte) { rest = append(rest, b...) })
 	d, err := p.OpenStream(fd, c.flags&flagStream != 0)
 	if err != nil {
 		sys.Close(fd)

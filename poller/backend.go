@@ -47,6 +47,56 @@ type Pollable interface {
 	PollFD() int
 }
 
+// Completer is a [Backend] that takes the input itself: it accepts and receives, and its events say what has come rather
+// than that something has. A loop finds out by a type assertion. Its methods belong to the goroutine that calls Wait,
+// which must stay on one thread.
+//
+// Requests end by themselves with an error or the end of a stream, and by Cancel and Release; whatever else ends one
+// (buffers that ran out, an overflow) is the backend's to mend.
+type Completer interface {
+	Backend
+
+	// Accept begins to accept on a listening socket. Each connection is an event with Accepted, whose Result is its
+	// descriptor; below 0 it is an error number, and the request has ended.
+	Accept(fd int, t Token) error
+
+	// Receive begins to receive on a stream socket. Each piece is an event with Received, whose Result is its length and
+	// whose bytes Bytes returns; 0 is the end of the stream. 0 and a negative error number end the request; ECANCELED is
+	// the answer to Cancel.
+	Receive(fd int, t Token) error
+
+	// Send sends b, with the next Wait. There is at most one Send under way for a token; its event has Sent, and how much
+	// was sent or an error number below 0 as its Result. b belongs to the backend until then, or until it has let go of
+	// the descriptor after Release.
+	Send(fd int, t Token, b []byte) error
+
+	// AwaitWritable asks for one event with Writable as soon as the socket has room.
+	AwaitWritable(fd int, t Token) error
+
+	// AwaitHangUp asks for one event with Failed or HungUp, for a socket that nothing is received on.
+	AwaitHangUp(fd int, t Token) error
+
+	// Cancel ends what Receive or Accept has begun. Events that are under way still come, the last one is ECANCELED.
+	Cancel(t Token)
+
+	// Stop is Cancel that waits for the end: f is given what had come meanwhile, in order. The caller has looked at every
+	// event that Wait has returned before.
+	Stop(t Token, f func(*Event))
+
+	// Release ends everything that concerns fd, and closes it when the kernel has let go of it. The peer sees the end of
+	// the stream at once. Events that are under way carry a token that the caller has forgotten by then.
+	Release(fd int, t Token)
+
+	// Disarm ends everything that concerns t, without closing its descriptor.
+	Disarm(t Token)
+
+	// Bytes returns what came with an event that has Received. They are the caller's until Recycle, which must follow.
+	Bytes(ev *Event) []byte
+
+	// Recycle gives an event's bytes back.
+	Recycle(ev *Event)
+}
+
 // Ready says what an [Event] is about.
 type Ready uint32
 
@@ -58,13 +108,26 @@ const (
 	HungUp                       // both directions are gone
 	Failed                       // an error is pending
 	Urgent                       // urgent data: a short read no longer means that all was read
+
+	Accepted // of a [Completer]: Result is a new connection
+	Received // of a [Completer]: Result bytes have come
+	Sent     // of a [Completer]: Result bytes were sent
+
+	bufferShift = 16 // above: the id of a Completer's buffer
 )
 
-// An Event says that the descriptor registered under Token has changed.
+// An Event says that the descriptor registered under Token has changed, or, with Accepted or Received, what has come.
 type Event struct {
-	Token Token
-	Ready Ready
+	Token  Token
+	Ready  Ready
+	Result int32
 }
+
+// WithBuffer joins the id of a Completer's buffer to r, and Buffer returns it.
+func (r Ready) WithBuffer(id uint16) Ready { return r | Ready(id)<<bufferShift }
+
+// Buffer returns the id of the buffer that the event's bytes are in.
+func (r Ready) Buffer() uint16 { return uint16(r >> bufferShift) }
 
 // Errors that callers decide on.
 var (

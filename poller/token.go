@@ -7,7 +7,7 @@ import "fmt"
 //
 //	bits  0-23  slot        16,777,216 registrations a table
 //	bits 24-59  generation  68,719,476,736 owners of one slot
-//	bits 60-63  kind        0 here; a backend may use it between itself and the kernel
+//	bits 60-63  kind        0 here; a backend may use it between itself and the kernel (TokenBits)
 //
 // An event can only be late by the batch it is in, while a slot that changes its owner 100,000 times a second takes 8
 // days to come back to a generation; so a stale token never matches.

@@ -4,6 +4,7 @@
 //	pollux echo -addr tcp://127.0.0.1:9000
 //	pollux resp -addr tcp://127.0.0.1:6379     # then: redis-benchmark -t ping,set,get,incr -P 16
 //	pollux http -addr tcp://127.0.0.1:8080     # then: wrk -c 64 http://127.0.0.1:8080/
+//	pollux doctor
 //	pollux env
 //
 // Every server takes its engine's configuration from the POLLUX_* environment variables, prints one line that says
@@ -39,6 +40,7 @@ var commands = []command{
 	{"echo", "answer every byte with itself", runEcho},
 	{"resp", "a key-value server that Redis clients can talk to", runResp},
 	{"http", "an HTTP/1.1 server with fixed answers", runHTTP},
+	{"doctor", "examine the machine and say how to do better", runDoctor},
 	{"env", "print the POLLUX_* configuration in force", runEnv},
 	{"version", "print the version", runVersion},
 }

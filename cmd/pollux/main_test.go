@@ -19,6 +19,7 @@ func TestHelp(t *testing.T) {
 		{"help", nil}, {"help", []string{"-h"}}, {"help", []string{"--help"}}, {"help", []string{"help"}},
 		{"echo", []string{"echo", "-h"}}, {"echo", []string{"help", "echo"}},
 		{"resp", []string{"resp", "-h"}}, {"http", []string{"http", "--help"}}, {"env", []string{"env", "-h"}},
+		{"doctor", []string{"doctor", "-h"}}, {"doctor", []string{"help", "doctor"}},
 		{"version", []string{"version", "-h"}},
 	} {
 		var out, errs bytes.Buffer
@@ -47,7 +48,7 @@ func TestWrongCommandLine(t *testing.T) {
 		args []string
 		want []string
 	}{
-		{[]string{"ehco"}, []string{`unknown command "ehco"`, "echo, resp, http, env, version"}},
+		{[]string{"ehco"}, []string{`unknown command "ehco"`, "echo, resp, http, doctor, env, version"}},
 		{[]string{"-x"}, []string{`unknown command "-x"`}},
 		{[]string{"echo", "-x"}, []string{"flag provided but not defined: -x", `"pollux echo -h"`}},
 		{[]string{"http", "8080"}, []string{`unexpected argument "8080"`}},

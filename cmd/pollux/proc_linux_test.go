@@ -184,12 +184,12 @@ func output(t *testing.T, args []string, env ...string) (stdout, stderr string, 
 	return out.String(), errs.String(), c.ProcessState.ExitCode()
 }
 
-// cleanEnv is the environment without what configures pollux, except for the backend: a run of the tests may choose
-// one.
+// cleanEnv is the environment without what configures pollux, except for the backend and its features: a run of the tests
+// may choose them.
 func cleanEnv() []string {
 	var env []string
 	for _, v := range os.Environ() {
-		if !strings.HasPrefix(v, "POLLUX_") || strings.HasPrefix(v, "POLLUX_BACKEND=") {
+		if !strings.HasPrefix(v, "POLLUX_") || strings.HasPrefix(v, "POLLUX_BACKEND=") || strings.HasPrefix(v, "POLLUX_URING_FEATURES=") {
 			env = append(env, v)
 		}
 	}

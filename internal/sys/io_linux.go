@@ -26,6 +26,8 @@ const (
 	EISCONN       = syscall.EISCONN
 	EMFILE        = syscall.EMFILE
 	ENFILE        = syscall.ENFILE
+	EBUSY         = syscall.EBUSY
+	ECANCELED     = syscall.ECANCELED
 	ENOBUFS       = syscall.ENOBUFS
 	ENODEV        = syscall.ENODEV
 	ENOENT        = syscall.ENOENT
@@ -39,6 +41,7 @@ const (
 	EPERM         = syscall.EPERM
 	EPIPE         = syscall.EPIPE
 	EPROTO        = syscall.EPROTO
+	ETIME         = syscall.ETIME
 	ETIMEDOUT     = syscall.ETIMEDOUT
 )
 

@@ -22,6 +22,7 @@ const (
 	OpGetsockopt
 	OpListen
 	OpLstat
+	OpMmap
 	OpRead
 	OpRecv
 	OpSend
@@ -29,6 +30,9 @@ const (
 	OpShutdown
 	OpSocket
 	OpUnlink
+	OpUringEnter
+	OpUringRegister
+	OpUringSetup
 	OpWrite
 	opCount
 )
@@ -38,8 +42,8 @@ const Ops = int(opCount)
 
 var opNames = [opCount]string{
 	"accept4", "bind", "chmod", "close", "connect", "epoll_create1", "epoll_ctl", "epoll_wait", "eventfd2", "fcntl",
-	"getpeername", "getsockname", "getsockopt", "listen", "lstat", "read", "recvfrom", "sendto", "setsockopt",
-	"shutdown", "socket", "unlink", "write",
+	"getpeername", "getsockname", "getsockopt", "listen", "lstat", "mmap", "read", "recvfrom", "sendto", "setsockopt",
+	"shutdown", "socket", "unlink", "io_uring_enter", "io_uring_register", "io_uring_setup", "write",
 }
 
 // String returns the kernel's name of the call, as os.SyscallError wants it.

@@ -37,7 +37,12 @@ const (
 	IPPROTO_IPV6 = unix.IPPROTO_IPV6
 	IPV6_V6ONLY  = unix.IPV6_V6ONLY
 
-	SOCK_STREAM = unix.SOCK_STREAM
+	SOCK_STREAM  = unix.SOCK_STREAM
+	MSG_WAITALL  = unix.MSG_WAITALL
+	MSG_NOSIGNAL = unix.MSG_NOSIGNAL
+
+	SOCK_NONBLOCK = unix.SOCK_NONBLOCK
+	SOCK_CLOEXEC  = unix.SOCK_CLOEXEC
 )
 
 // rawAddr is room for the largest address that we use, in the kernel's form.

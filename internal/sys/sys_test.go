@@ -609,22 +609,33 @@ func calls(t *testing.T) map[Op][]func() Errno {
 			func() Errno { return second(EpollWait(epfd, events, 0)) },
 			func() Errno { return second(EpollWaitMillis(epfd, events, 0)) },
 		},
-		OpEventfd:     {func() Errno { return made(Eventfd()) }},
-		OpFcntl:       {func() Errno { return SetNonblock(near) }, func() Errno { return SetCloexec(near) }, func() Errno { return made(Dup(near)) }},
-		OpGetpeername: {func() Errno { return second(Getpeername(near)) }, func() Errno { return second(UnixPeerName(near)) }},
-		OpGetsockname: {func() Errno { return second(Getsockname(near)) }, func() Errno { return second(UnixName(near)) }},
-		OpGetsockopt:  {func() Errno { return second(GetsockoptInt(near, SOL_SOCKET, SO_TYPE)) }},
-		OpListen:      {func() Errno { return Listen(near, 1) }},
-		OpLstat:       {func() Errno { return second(IsSocket(path)) }},
-		OpRead:        {func() Errno { return second(Read(near, p)) }},
-		OpRecv:        {func() Errno { return second(Recv(near, p)) }},
-		OpSend:        {func() Errno { return second(Send(near, p)) }, func() Errno { return second(Sendv(near, [][]byte{p})) }},
-		OpSetsockopt:  {func() Errno { return SetsockoptInt(near, SOL_SOCKET, SO_KEEPALIVE, 1) }, func() Errno { return SetLinger(near, -1) }},
-		OpShutdown:    {func() Errno { return Shutdown(near, SHUT_RD) }},
-		OpSocket:      {func() Errno { return made(Socket(AF_UNIX)) }},
-		OpUnlink:      {func() Errno { return Unlink(path) }},
-		OpWrite:       {func() Errno { return second(Write(near, p)) }},
-		OpClose:       {func() Errno { fd, _ := Dup(near); return Close(fd) }},
+		OpEventfd: {func() Errno { return made(Eventfd()) }},
+		OpMmap: {func() Errno {
+			b, errno := MapMemory(4096)
+			if errno == 0 {
+				Unmap(b)
+			}
+			return errno
+		}},
+		// On what is no ring, and with what is no operation: the kernel refuses them.
+		OpUringEnter:    {func() Errno { return second(UringEnter(near, 0, 0, 0, nil, 0)) }},
+		OpUringRegister: {func() Errno { return UringRegister(near, 255, nil, 0) }},
+		OpUringSetup:    {func() Errno { return made(UringSetup(1, new(UringParams))) }},
+		OpFcntl:         {func() Errno { return SetNonblock(near) }, func() Errno { return SetCloexec(near) }, func() Errno { return made(Dup(near)) }},
+		OpGetpeername:   {func() Errno { return second(Getpeername(near)) }, func() Errno { return second(UnixPeerName(near)) }},
+		OpGetsockname:   {func() Errno { return second(Getsockname(near)) }, func() Errno { return second(UnixName(near)) }},
+		OpGetsockopt:    {func() Errno { return second(GetsockoptInt(near, SOL_SOCKET, SO_TYPE)) }},
+		OpListen:        {func() Errno { return Listen(near, 1) }},
+		OpLstat:         {func() Errno { return second(IsSocket(path)) }},
+		OpRead:          {func() Errno { return second(Read(near, p)) }},
+		OpRecv:          {func() Errno { return second(Recv(near, p)) }},
+		OpSend:          {func() Errno { return second(Send(near, p)) }, func() Errno { return second(Sendv(near, [][]byte{p})) }},
+		OpSetsockopt:    {func() Errno { return SetsockoptInt(near, SOL_SOCKET, SO_KEEPALIVE, 1) }, func() Errno { return SetLinger(near, -1) }},
+		OpShutdown:      {func() Errno { return Shutdown(near, SHUT_RD) }},
+		OpSocket:        {func() Errno { return made(Socket(AF_UNIX)) }},
+		OpUnlink:        {func() Errno { return Unlink(path) }},
+		OpWrite:         {func() Errno { return second(Write(near, p)) }},
+		OpClose:         {func() Errno { fd, _ := Dup(near); return Close(fd) }},
 	}
 }
 

@@ -1,8 +1,8 @@
 // Command bench compares pollux with Go's net package, other event libraries and a
 // server in C: the same echo, the same load, one server at a time, in turn.
 //
-//	go run ./cmd/bench echo -quick      about a minute, all servers
-//	go run ./cmd/bench echo             about six minutes
+//	go run ./cmd/bench echo -quick      about a minute
+//	go run ./cmd/bench echo             about eight minutes
 //	go run ./cmd/bench echo -share 0.5  latency at half of std's peak, open loop
 //	go run ./cmd/bench idle             memory per idle connection
 //	go run ./cmd/bench list             the servers
@@ -62,7 +62,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	switch name {
 	case "echo", "idle":
-		o, err := parseOptions(name, args, stderr)
+		o, err := parseOptions(ctx, name, args, stderr)
 		if err != nil {
 			return err
 		}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -152,11 +153,65 @@ func TestCommandLine(t *testing.T) {
 
 func TestQuickLeavesWhatIsSet(t *testing.T) {
 	var stderr bytes.Buffer
-	o, err := parseOptions("echo", []string{"-quick", "-conns", "7"}, &stderr)
+	o, err := parseOptions(t.Context(), "echo", []string{"-quick", "-conns", "7"}, &stderr)
 	if err != nil {
 		t.Fatal(err, stderr.String())
 	}
-	if len(o.conns) != 1 || o.conns[0] != 7 || o.rounds != 3 || o.duration != time.Second || len(o.servers) != len(programs) {
+	if len(o.conns) != 1 || o.conns[0] != 7 || o.rounds != 3 || o.duration != time.Second {
 		t.Errorf("options are %+v", o)
+	}
+}
+
+func TestDefaultServers(t *testing.T) {
+	without := strings.Join(slices.DeleteFunc(programNames(), func(name string) bool { return name == "c-uring" }), ",")
+	if got := defaultServers(t.Context(), true); got != without {
+		t.Errorf("a quick run has %s, want %s", got, without)
+	}
+	want := strings.Replace(without, "pollux,", "pollux,pollux@POLLUX_BACKEND=io_uring,", 1)
+	t.Setenv("CC", "false")
+	if got := defaultServers(t.Context(), false); got != want {
+		t.Errorf("a full run without the header has %s, want %s", got, want)
+	}
+	t.Setenv("CC", "true")
+	want = strings.Replace(want, "c-epoll,", "c-epoll,c-uring,", 1)
+	if got := defaultServers(t.Context(), false); got != want {
+		t.Errorf("a full run with the header has %s, want %s", got, want)
+	}
+	if _, err := parseContenders(want); err != nil {
+		t.Error(err)
+	}
+}
+
+// Without its library a server is listed with the reason, and the others go on.
+func TestMissingLibrary(t *testing.T) {
+	if _, err := exec.LookPath("gcc"); err != nil {
+		t.Skip("no gcc to look for the header")
+	}
+	p := program{name: "c-uring", c: true, library: "nosuchthing"}
+	if _, err := p.build(t.Context(), t.TempDir(), t.TempDir()); err == nil || !strings.Contains(err.Error(), "libnosuchthing.h is missing") {
+		t.Errorf("error is %v, want one that names the missing header", err)
+	}
+}
+
+// The io_uring server answers right with its buffers and when they run out.
+func TestUring(t *testing.T) {
+	if _, err := exec.LookPath("gcc"); err != nil {
+		t.Skip("no gcc for the c-uring server")
+	}
+	if i := slices.IndexFunc(programs, func(p program) bool { return p.name == "c-uring" }); !programs[i].hasHeader(t.Context()) {
+		t.Skip("no liburing.h for the c-uring server")
+	}
+	out, progress, err := runArgs(t, append([]string{"echo", "-servers", "std,c-uring,c-uring@C_URING_BUFFERS=4", "-rounds", "1", "-duration", "100ms",
+		"-warmup", "20ms", "-conns", "8", "-pipeline", "16", "-size", "1000"}, unpinned...)...)
+	if err != nil {
+		t.Fatalf("%v\n%s\n%s", err, progress, out)
+	}
+	if strings.Contains(out, "io_uring: ") {
+		t.Skipf("io_uring is refused here:\n%s", out)
+	}
+	for _, want := range []string{"c-uring: ", "c-uring@C_URING_BUFFERS=4: "} {
+		if !strings.Contains(out, want) || strings.Contains(out, "Left out") {
+			t.Errorf("the output has no %q, or leaves something out:\n%s", want, out)
+		}
 	}
 }

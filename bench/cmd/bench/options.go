@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"io"
@@ -45,7 +46,8 @@ for every figure, pinned to its CPU from its first instruction on, with no other
 server up beside it. When all have had their turn, the next round begins. The load
 comes from this process, on another CPU, and every byte of every answer is checked.
 
-The default run takes about six minutes for all servers, -quick about one.
+The default run takes about eight minutes, -quick about one and without the servers
+on io_uring.
 
 flags:
 `
@@ -61,7 +63,7 @@ flags:
 `
 
 // parseOptions reads the flags of the subcommand name.
-func parseOptions(name string, args []string, stderr io.Writer) (*options, error) {
+func parseOptions(ctx context.Context, name string, args []string, stderr io.Writer) (*options, error) {
 	o := &options{size: 64, pipeline: 1}
 	f := flag.NewFlagSet("bench "+name, flag.ContinueOnError)
 	f.SetOutput(stderr)
@@ -75,8 +77,8 @@ func parseOptions(name string, args []string, stderr io.Writer) (*options, error
 	}
 	var servers, conns, serverCPU, clientCPU string
 	var quick bool
-	f.StringVar(&servers, "servers", strings.Join(programNames(), ","),
-		"comma-separated `list` of servers; NAME@VAR=VALUE runs one with a variable set, as a row of its own")
+	f.StringVar(&servers, "servers", "",
+		"comma-separated `list` of servers; NAME@VAR=VALUE runs one with a variable set, as a row of its own (default: all; see bench list)")
 	f.StringVar(&o.base, "base", "std", "the `server` that ratios are relative to")
 	f.StringVar(&serverCPU, "server-cpu", "0", "CPU `list` for the servers (0, 0-1, 0,2); empty: not pinned")
 	f.StringVar(&clientCPU, "client-cpu", "1", "CPU `list` for this process, that is the client; empty: not pinned")
@@ -100,7 +102,7 @@ func parseOptions(name string, args []string, stderr io.Writer) (*options, error
 		f.Float64Var(&o.share, "share", 0, "open loop at this share of what the base server does in a closed loop, measured first")
 		f.DurationVar(&o.deadline, "deadline", 0, "read deadline set before every read; only the servers that list marks with it take part")
 		f.StringVar(&o.client, "client", "auto", "how the client waits: spin, block, or auto: spin where it has a CPU to itself")
-		f.BoolVar(&quick, "quick", false, "a run of about a minute: -conns 1,64 -rounds 3 -duration 1s -warmup 200ms, where not set")
+		f.BoolVar(&quick, "quick", false, "a run of about a minute: -conns 1,64 -rounds 3 -duration 1s -warmup 200ms, where not set, without the servers on io_uring")
 	}
 	if err := f.Parse(args); err != nil {
 		if err == flag.ErrHelp {
@@ -108,9 +110,12 @@ func parseOptions(name string, args []string, stderr io.Writer) (*options, error
 		}
 		return nil, errUsage // The flag set has explained it.
 	}
+	set := map[string]bool{}
+	f.Visit(func(f *flag.Flag) { set[f.Name] = true })
+	if !set["servers"] {
+		servers = defaultServers(ctx, quick)
+	}
 	if quick {
-		set := map[string]bool{}
-		f.Visit(func(f *flag.Flag) { set[f.Name] = true })
 		for _, preset := range [][2]string{{"conns", "1,64"}, {"rounds", "3"}, {"duration", "1s"}, {"warmup", "200ms"}} {
 			if !set[preset[0]] {
 				if err := f.Set(preset[0], preset[1]); err != nil {

@@ -25,15 +25,17 @@ import (
 type program struct {
 	name     string
 	about    string
-	c        bool // Built by the C compiler.
-	oneLoop  bool // -loops above 1 is refused.
-	blocking bool // Takes -deadline and -buffer.
+	c        bool   // Built by the C compiler.
+	library  string // What it is linked with: -lNAME, and its header is NAME.h with lib before.
+	oneLoop  bool   // -loops above 1 is refused.
+	blocking bool   // Takes -deadline and -buffer.
 }
 
 // programs is every server there is, in the order of the tables.
 var programs = []program{
 	{name: "std", about: "Go's net package, a goroutine per connection: the base of all ratios", blocking: true},
 	{name: "c-epoll", about: "C, one thread, level-triggered epoll: the floor for epoll on this machine", c: true, oneLoop: true},
+	{name: "c-uring", about: "C, one thread, io_uring with liburing: the floor for io_uring on this machine", c: true, library: "uring", oneLoop: true},
 	{name: "gnet", about: "panjf2000/gnet v2, event loops"},
 	{name: "nbio", about: "lesismal/nbio, event loops"},
 	{name: "netpoll", about: "cloudwego/netpoll, event loops and a goroutine pool"},
@@ -83,6 +85,40 @@ func parseContenders(list string) ([]contender, error) {
 	return out, nil
 }
 
+// defaultServers is the list of a run that is not told one. A quick run has each
+// program that needs nothing but Go and a C compiler; a full one has those on
+// io_uring too.
+func defaultServers(ctx context.Context, quick bool) string {
+	var list []string
+	for _, p := range programs {
+		if p.library == "" || !quick && p.hasHeader(ctx) {
+			list = append(list, p.name)
+		}
+		if p.name == "pollux" && !quick {
+			list = append(list, p.name+"@POLLUX_BACKEND=io_uring")
+		}
+	}
+	return strings.Join(list, ",")
+}
+
+// header is the file that the program includes to use its library.
+func (p program) header() string { return "lib" + p.library + ".h" }
+
+// hasHeader tells whether the C compiler finds the header of the program's library.
+func (p program) hasHeader(ctx context.Context) bool {
+	cmd := exec.CommandContext(ctx, compiler(), "-E", "-x", "c", "-")
+	cmd.Stdin = strings.NewReader("#include <" + p.header() + ">\n")
+	return cmd.Run() == nil
+}
+
+// compiler is the C compiler to use.
+func compiler() string {
+	if cc := os.Getenv("CC"); cc != "" {
+		return cc
+	}
+	return "gcc"
+}
+
 func programNames() []string {
 	names := make([]string, len(programs))
 	for i, p := range programs {
@@ -107,14 +143,18 @@ func (p program) build(ctx context.Context, dir, bin string) (string, error) {
 	out := filepath.Join(bin, p.name)
 	cmd := exec.CommandContext(ctx, "go", "build", "-o", out, "./servers/"+p.name)
 	if p.c {
-		cc := os.Getenv("CC")
-		if cc == "" {
-			cc = "gcc"
-		}
+		cc := compiler()
 		if _, err := exec.LookPath(cc); err != nil {
 			return "", fmt.Errorf("no C compiler: %w", err)
 		}
-		cmd = exec.CommandContext(ctx, cc, "-O2", "-o", out, filepath.Join("servers", p.name, "main.c"))
+		args := []string{"-O2", "-o", out, filepath.Join("servers", p.name, "main.c")}
+		if p.library != "" {
+			if !p.hasHeader(ctx) {
+				return "", fmt.Errorf("%s is missing (Debian: lib%s-dev)", p.header(), p.library)
+			}
+			args = append(args, "-l"+p.library)
+		}
+		cmd = exec.CommandContext(ctx, cc, args...)
 	}
 	cmd.Dir = dir
 	if text, err := cmd.CombinedOutput(); err != nil {

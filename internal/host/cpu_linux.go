@@ -1,0 +1,114 @@
+package host
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/pollux-go/pollux/internal/sys"
+)
+
+// CPU describes the processors.
+type CPU struct {
+	Model      string
+	Hypervisor bool   // the machine is a virtual one
+	Online     string // a list as 0-3,8
+	Isolated   string // those that the scheduler leaves alone (isolcpus)
+	Packages   int
+	Cores      int      // physical ones
+	Siblings   []string // for each core with several threads, the list of its CPUs
+	Nodes      string   // of memory
+	CacheLine  int      // in bytes; 0 if unknown
+}
+
+// Processors reads the topology from /proc/cpuinfo and /sys.
+func Processors() CPU { return processors(os.DirFS("/")) }
+
+func processors(root fs.FS) CPU {
+	text := func(format string, args ...any) string {
+		b, err := fs.ReadFile(root, fmt.Sprintf(format, args...))
+		if err != nil {
+			return ""
+		}
+		return strings.TrimSpace(string(b))
+	}
+	const base = "sys/devices/system/cpu"
+	info := text("proc/cpuinfo")
+	c := CPU{
+		Model:      field(info, "model name"),
+		Hypervisor: slices.Contains(strings.Fields(field(info, "flags")), "hypervisor"),
+		Online:     text(base + "/online"),
+		Isolated:   text(base + "/isolated"),
+		Nodes:      text("sys/devices/system/node/online"),
+	}
+	if c.Model == "" {
+		c.Model = field(info, "CPU part") // arm64 has numbers only.
+	}
+	packages := map[string]bool{}
+	var cores []string
+	for _, cpu := range ParseList(c.Online) {
+		packages[text(base+"/cpu%d/topology/physical_package_id", cpu)] = true
+		siblings := text(base+"/cpu%d/topology/thread_siblings_list", cpu)
+		if siblings == "" {
+			siblings = strconv.Itoa(cpu)
+		}
+		if slices.Contains(cores, siblings) {
+			continue
+		}
+		cores = append(cores, siblings)
+		if len(ParseList(siblings)) > 1 {
+			c.Siblings = append(c.Siblings, siblings)
+		}
+	}
+	c.Packages, c.Cores = len(packages), len(cores)
+	c.CacheLine, _ = strconv.Atoi(text(base + "/cpu0/cache/index0/coherency_line_size"))
+	return c
+}
+
+// Affinity returns the CPUs that the calling thread may run on, which is what cpusets, taskset and the like have left.
+func Affinity() []int {
+	cpus, _ := sys.Affinity()
+	return cpus
+}
+
+// ParseList parses a list of CPUs as the kernel prints it: 0-3,8.
+func ParseList(s string) (cpus []int) {
+	for part := range strings.SplitSeq(s, ",") {
+		first, last, isRange := strings.Cut(part, "-")
+		from, err := strconv.Atoi(first)
+		if err != nil {
+			continue
+		}
+		to := from
+		if isRange {
+			if to, err = strconv.Atoi(last); err != nil {
+				continue
+			}
+		}
+		for cpu := from; cpu <= to && cpu-from < 1<<16; cpu++ {
+			cpus = append(cpus, cpu)
+		}
+	}
+	return cpus
+}
+
+// FormatList is the reverse of [ParseList], for numbers in ascending order.
+func FormatList(cpus []int) string {
+	var parts []string
+	for i := 0; i < len(cpus); {
+		j := i
+		for j+1 < len(cpus) && cpus[j+1] == cpus[j]+1 {
+			j++
+		}
+		if i == j {
+			parts = append(parts, strconv.Itoa(cpus[i]))
+		} else {
+			parts = append(parts, fmt.Sprintf("%d-%d", cpus[i], cpus[j]))
+		}
+		i = j + 1
+	}
+	return strings.Join(parts, ",")
+}

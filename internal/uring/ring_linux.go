@@ -1,0 +1,301 @@
+package uring
+
+import (
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"github.com/pollux-go/pollux/internal/sys"
+)
+
+// Options say how a ring is made.
+type Options struct {
+	Entries   uint32  // of the submission queue; rounded up to a power of two
+	CQEntries uint32  // of the completion queue
+	Without   Feature // features that are not used even where the kernel has them
+
+	// Patience is how long to wait for memory before a smaller ring is made, and four times as long before there is none at
+	// all. The kernel gives the memory of a ring that was closed back in the background, about 15 ms later, or more.
+	Patience time.Duration
+}
+
+// Ring is an io_uring. It may be made on any thread; the one that calls Enable owns it from then on, and every other method
+// belongs to that thread, but for Close after the thread has left it for good.
+//
+// Nothing that the kernel writes lies in Go's heap: queues and buffers are mapped memory.
+type Ring struct {
+	fd      int
+	enterFD int    // fd, or its index among the thread's registered rings
+	owner   int    // id of the thread that has registered it
+	flags   uint32 // that every enter gets
+	step    string // of the ladder
+	params  sys.UringParams
+	used    Feature
+
+	queues, entries []byte // mappings
+
+	sqes    []SQE
+	sqHead  *uint32 // the kernel's
+	sqTail  *uint32 // ours
+	sqFlags *uint32
+	sqMask  uint32
+	tail    uint32 // ours, not published yet
+
+	cqes   []CQE
+	cqHead *uint32 // ours
+	cqTail *uint32 // the kernel's
+	cqMask uint32
+	head   uint32
+
+	arg *getEventsArg // in the heap, so that it stays in place during a call
+	ts  *timespec
+
+	enters uint64
+}
+
+// entriesMin is as small as a ring is made when memory is short.
+const entriesMin = 64
+
+// patienceStep is how often memory is asked for again.
+const patienceStep = 5 * time.Millisecond
+
+// step is one rung of the ladder of set-ups, the best one first.
+type step struct {
+	name  string
+	flags uint32
+	needs Feature
+}
+
+var ladder = []step{
+	{"A (6.6)", setupDisabled | setupClamp | setupCQSize | setupSubmitAll | setupSingleIssuer | setupDeferTaskrun | setupTaskrunFlag | setupNoSQArray, DeferTaskrun | NoSQArray},
+	{"B (6.1)", setupDisabled | setupClamp | setupCQSize | setupSubmitAll | setupSingleIssuer | setupDeferTaskrun | setupTaskrunFlag, DeferTaskrun},
+	{"C (5.19)", setupDisabled | setupClamp | setupCQSize | setupSubmitAll | setupCoopTaskrun | setupTaskrunFlag, CoopTaskrun},
+	{"D (5.11)", setupDisabled | setupClamp | setupCQSize, 0},
+}
+
+// featuresNeeded are those that a ring is of no use without.
+const featuresNeeded = featExtArg | featNoDrop | featFastPoll | featSubmitStable | featSingleMmap
+
+// Open makes a ring, on the best rung of the ladder that the kernel accepts. Where memory is short, it tries smaller ones
+// down to 64 entries. The error wraps the kernel's error number.
+func Open(o Options) (*Ring, error) {
+	if o.Without&ExtArg != 0 {
+		return nil, fmt.Errorf("set up an io_uring: %v is masked off, and needed: %w", ExtArg, errors.ErrUnsupported)
+	}
+	var err error
+	for _, s := range ladder {
+		if s.needs&o.Without != 0 {
+			continue
+		}
+		r, errno := openPatiently(s, o, o.Patience)
+		for errno == sys.ENOMEM && o.Entries/2 >= entriesMin {
+			o.Entries, o.CQEntries = o.Entries/2, o.CQEntries/2
+			r, errno = open(s, o)
+		}
+		if errno == sys.ENOMEM {
+			r, errno = openPatiently(s, o, 4*o.Patience) // It is this one or none.
+		}
+		switch errno {
+		case 0:
+			return r, nil
+		case sys.EINVAL:
+			err = fmt.Errorf("set up an io_uring, step %s: %w", s.name, errno)
+		default:
+			return nil, fmt.Errorf("set up an io_uring, step %s: %w", s.name, errno)
+		}
+	}
+	if err == nil {
+		err = fmt.Errorf("set up an io_uring: every step is masked off: %w", errors.ErrUnsupported)
+	}
+	return nil, err
+}
+
+func openPatiently(s step, o Options, patience time.Duration) (r *Ring, errno sys.Errno) {
+	for r, errno = open(s, o); errno == sys.ENOMEM && patience > 0; patience -= patienceStep {
+		time.Sleep(patienceStep)
+		r, errno = open(s, o)
+	}
+	return r, errno
+}
+
+func open(s step, o Options) (_ *Ring, errno sys.Errno) {
+	r := &Ring{step: s.name, used: s.needs, arg: new(getEventsArg), ts: new(timespec)}
+	r.params.Flags = s.flags
+	r.params.CQEntries = o.CQEntries
+	if r.fd, errno = sys.UringSetup(o.Entries, &r.params); errno != 0 {
+		return nil, errno
+	}
+	r.enterFD = r.fd
+	defer func() {
+		if errno != 0 {
+			r.Close()
+		}
+	}()
+	if r.params.Features&featuresNeeded != featuresNeeded {
+		return nil, sys.EINVAL
+	}
+	if errno := r.mmap(); errno != 0 {
+		return nil, errno
+	}
+	return r, 0
+}
+
+func (r *Ring) mmap() (errno sys.Errno) {
+	p := &r.params
+	sqSize := int(p.SQOffset.Array) + int(p.SQEntries)*4
+	cqSize := int(p.CQOffset.Cqes) + int(p.CQEntries)*int(unsafe.Sizeof(CQE{}))
+	if r.queues, errno = sys.MapRing(r.fd, offSQ, max(sqSize, cqSize)); errno != 0 {
+		return errno
+	}
+	if r.entries, errno = sys.MapRing(r.fd, offSQEs, int(p.SQEntries)*int(unsafe.Sizeof(SQE{}))); errno != 0 {
+		return errno
+	}
+	// SAFETY: the kernel has told these offsets into mappings that live as long as the ring; it aligns them.
+	at := func(offset uint32) *uint32 { return (*uint32)(unsafe.Pointer(&r.queues[offset])) }
+	r.sqHead, r.sqTail, r.sqFlags = at(p.SQOffset.Head), at(p.SQOffset.Tail), at(p.SQOffset.Flags)
+	r.cqHead, r.cqTail = at(p.CQOffset.Head), at(p.CQOffset.Tail)
+	r.sqMask, r.cqMask = *at(p.SQOffset.RingMask), *at(p.CQOffset.RingMask)
+	r.sqes = unsafe.Slice((*SQE)(unsafe.Pointer(&r.entries[0])), p.SQEntries)
+	r.cqes = unsafe.Slice((*CQE)(unsafe.Pointer(&r.queues[p.CQOffset.Cqes])), p.CQEntries)
+	if p.Flags&setupNoSQArray == 0 {
+		// The indirection is of no use to us: entry i is at place i, for ever.
+		array := unsafe.Slice(at(p.SQOffset.Array), p.SQEntries)
+		for i := range array {
+			array[i] = uint32(i)
+		}
+	}
+	r.tail = atomic.LoadUint32(r.sqTail)
+	r.head = atomic.LoadUint32(r.cqHead)
+	return 0
+}
+
+// Enable starts the ring and makes the calling thread its owner. What belongs to a thread alone, as its registered ring,
+// is set up here. without masks features off.
+func (r *Ring) Enable(without Feature) error {
+	if errno := sys.UringRegister(r.fd, registerEnable, nil, 0); errno != 0 {
+		return fmt.Errorf("enable the io_uring: %w", errno)
+	}
+	if without&RegisteredRing == 0 {
+		// Saves the look-up of the descriptor in a table that all threads share.
+		update := &resourceUpdate{offset: ^uint32(0), data: uint64(r.fd)}
+		if sys.UringRegister(r.fd, registerRingFDs, unsafe.Pointer(update), 1) == 0 {
+			r.enterFD, r.owner = int(update.offset), sys.Gettid()
+			r.flags |= enterRegisteredRing
+			r.used |= RegisteredRing
+		}
+	}
+	if without&NoIOWait == 0 && r.params.Features&featNoIOWait != 0 {
+		r.flags |= enterNoIOWait
+		r.used |= NoIOWait
+	}
+	// Nothing that we submit may need a kernel worker; should something, it must not make hundreds.
+	workers := &[2]uint32{1, 1}
+	_ = sys.UringRegister(r.fd, registerIOWQWorkers, unsafe.Pointer(workers), 2)
+	return nil
+}
+
+// FD returns the ring's descriptor.
+func (r *Ring) FD() int { return r.fd }
+
+// Step returns which rung of the ladder the ring is on.
+func (r *Ring) Step() string { return r.step }
+
+// Used returns which features the ring uses.
+func (r *Ring) Used() Feature { return r.used }
+
+// Entries returns the sizes of the two queues.
+func (r *Ring) Entries() (sq, cq int) { return len(r.sqes), len(r.cqes) }
+
+// Enters returns how many io_uring_enter calls were made.
+func (r *Ring) Enters() uint64 { return r.enters }
+
+// Next returns a zeroed entry, which goes out with the next Enter; nil when the queue is full, so that an Enter must come
+// first.
+func (r *Ring) Next() *SQE {
+	if r.tail-atomic.LoadUint32(r.sqHead) > r.sqMask {
+		return nil
+	}
+	sqe := &r.sqes[r.tail&r.sqMask]
+	*sqe = SQE{}
+	r.tail++
+	return sqe
+}
+
+// Pending returns how many entries wait for an Enter.
+func (r *Ring) Pending() uint32 { return r.tail - atomic.LoadUint32(r.sqHead) }
+
+// Enter submits what is pending and has the kernel post what is complete. With wait it sleeps until there is a
+// completion, for at most the timeout; for ever if that is below 0. A signal, the timeout and a full queue of completions
+// end it early and are no errors.
+func (r *Ring) Enter(wait bool, timeout time.Duration) sys.Errno {
+	// Publish the entries: the kernel reads them after it has read the tail.
+	atomic.StoreUint32(r.sqTail, r.tail)
+	flags := r.flags | enterGetEvents
+	count := uint32(0)
+	arg, size := unsafe.Pointer(nil), uintptr(0)
+	if wait {
+		count = 1
+		if timeout >= 0 {
+			*r.ts = timespec{int64(timeout / time.Second), int64(timeout % time.Second)}
+			*r.arg = getEventsArg{ts: uint64(uintptr(unsafe.Pointer(r.ts)))}
+			flags |= enterExtArg
+			// SAFETY: both lie in the heap, which does not move, and r keeps them alive.
+			arg, size = unsafe.Pointer(r.arg), unsafe.Sizeof(*r.arg)
+		}
+	}
+	r.enters++
+	_, errno := sys.UringEnter(r.enterFD, r.Pending(), count, flags, arg, size)
+	switch errno {
+	case 0, sys.EINTR, sys.ETIME, sys.EAGAIN, sys.EBUSY:
+		// EBUSY and EAGAIN: completions must be taken first, which the caller does next. What was not submitted stays.
+		return 0
+	}
+	return errno
+}
+
+// Reap calls f for up to most completions, in the order of their arrival, and gives their places back. The CQE is valid
+// during the call.
+func (r *Ring) Reap(most int, f func(*CQE)) (n int) {
+	// The kernel has published everything before the tail.
+	tail := atomic.LoadUint32(r.cqTail)
+	for r.head != tail && n < most {
+		f(&r.cqes[r.head&r.cqMask])
+		r.head++
+		n++
+	}
+	if n > 0 {
+		// Give the places back: from here on the kernel may write to them.
+		atomic.StoreUint32(r.cqHead, r.head)
+	}
+	return n
+}
+
+// Ready tells whether there are completions to reap.
+func (r *Ring) Ready() bool { return atomic.LoadUint32(r.cqTail) != r.head }
+
+// NeedsEnter tells whether completions wait that only an Enter makes visible: deferred work, or an overflow.
+func (r *Ring) NeedsEnter() bool { return atomic.LoadUint32(r.sqFlags)&(sqTaskrun|sqOverflow) != 0 }
+
+// Overflowed tells whether completions wait because the queue was full.
+func (r *Ring) Overflowed() bool { return atomic.LoadUint32(r.sqFlags)&sqOverflow != 0 }
+
+// Close releases the ring. Requests must have ended, or what they write into must outlive the process: the kernel ends a
+// ring in the background.
+func (r *Ring) Close() sys.Errno {
+	if r.entries != nil {
+		sys.Unmap(r.entries)
+	}
+	if r.queues != nil {
+		sys.Unmap(r.queues)
+	}
+	r.entries, r.queues = nil, nil
+	if r.enterFD != r.fd && r.owner == sys.Gettid() {
+		// The registration holds the ring and all its memory until the thread ends. Go's first thread never does, even when
+		// the goroutine that was locked to it has ended.
+		update := &resourceUpdate{offset: uint32(r.enterFD)}
+		_ = sys.UringRegister(r.fd, unregisterRingFDs, unsafe.Pointer(update), 1)
+	}
+	return sys.Close(r.fd)
+}

@@ -1,0 +1,179 @@
+//go:build linux
+
+package uring
+
+import (
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/pollux-go/pollux/internal/sys"
+)
+
+// onThread runs f with a ring, on a thread of its own, which ends with it.
+func onThread(t *testing.T, o Options, f func(*Ring)) {
+	t.Helper()
+	r, err := Open(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // Never unlocked: the thread ends, and with it what is registered with it.
+		if err := r.Enable(o.Without); err != nil {
+			t.Error(err)
+			return
+		}
+		f(r)
+	}()
+	<-done
+	if errno := r.Close(); errno != 0 {
+		t.Error(errno)
+	}
+}
+
+func TestNop(t *testing.T) {
+	for _, without := range []Feature{0, NoSQArray, DeferTaskrun, DeferTaskrun | CoopTaskrun, RegisteredRing | NoIOWait} {
+		t.Run(without.String(), func(t *testing.T) {
+			onThread(t, Options{Entries: 8, CQEntries: 16, Without: without}, func(r *Ring) {
+				t.Log("step", r.Step(), "with", r.Used())
+				for round := range 100 {
+					for i := range 8 {
+						sqe := r.Next()
+						if sqe == nil {
+							t.Errorf("round %d: no entry %d", round, i)
+							return
+						}
+						sqe.Opcode = OpNop
+						sqe.UserData = uint64(round*8 + i)
+					}
+					if r.Next() != nil {
+						t.Error("a ninth entry in a queue of 8")
+					}
+					if errno := r.Enter(true, time.Minute); errno != 0 {
+						t.Error(errno)
+					}
+					want := uint64(round * 8)
+					r.Reap(16, func(c *CQE) {
+						if c.UserData != want || c.Res != 0 {
+							t.Errorf("completion %+v, want %d", *c, want)
+						}
+						want++
+					})
+					if want != uint64(round*8+8) {
+						t.Errorf("round %d: completions up to %d", round, want)
+					}
+				}
+			})
+		})
+	}
+}
+
+// A registration that outlives the ring keeps it, and the memory that it locks, until the thread ends, which the first
+// thread of a process never does.
+func TestCloseEndsRegistration(t *testing.T) {
+	r, err := Open(Options{Entries: 8, CQEntries: 16})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		if err := r.Enable(0); err != nil {
+			t.Error(err)
+			return
+		}
+		index, flags := r.enterFD, r.flags
+		if _, errno := sys.UringEnter(index, 0, 0, flags, nil, 0); errno != 0 {
+			t.Errorf("enter before: %v", errno)
+		}
+		if errno := r.Close(); errno != 0 {
+			t.Error(errno)
+		}
+		if flags&enterRegisteredRing != 0 {
+			if _, errno := sys.UringEnter(index, 0, 0, flags, nil, 0); errno != sys.EBADF {
+				t.Errorf("enter after: %v, want %v", errno, sys.EBADF)
+			}
+		}
+	}()
+	<-done
+}
+
+func TestTimeout(t *testing.T) {
+	onThread(t, Options{Entries: 8, CQEntries: 16}, func(r *Ring) {
+		start := time.Now()
+		if errno := r.Enter(true, 5*time.Millisecond); errno != 0 {
+			t.Error(errno)
+		}
+		if d := time.Since(start); d < 5*time.Millisecond {
+			t.Errorf("a wait of 5ms took %v", d)
+		}
+	})
+}
+
+func TestMultishotReceive(t *testing.T) {
+	onThread(t, Options{Entries: 8, CQEntries: 16}, func(r *Ring) {
+		b, err := r.NewBufRing(3, 4, 256)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer b.Close()
+		pair, errno := sys.Socketpair()
+		if errno != 0 {
+			t.Error(errno)
+			return
+		}
+		defer sys.Close(pair[0])
+		sqe := r.Next()
+		*sqe = SQE{Opcode: OpRecv, FD: int32(pair[0]), IOPrio: RecvMultishot | RecvPollFirst, Flags: BufferSelect, BufGroup: 3, UserData: 7}
+		received := 0
+		ended := false
+		for i := range 100 {
+			if i < 99 {
+				sys.Send(pair[1], []byte("hello"))
+			} else {
+				sys.Close(pair[1])
+			}
+			for before := received; received == before && !ended; {
+				if errno := r.Enter(true, time.Minute); errno != 0 {
+					t.Error(errno)
+					return
+				}
+				r.Reap(16, func(c *CQE) {
+					if c.Flags&CQEMore == 0 {
+						ended = true
+						if c.Res != 0 {
+							t.Errorf("ended with %d", c.Res)
+						}
+						return
+					}
+					id := uint16(c.Flags >> 16)
+					if got := string(b.Take(id, int(c.Res))); got != "hello" {
+						t.Errorf("received %q", got)
+					}
+					b.Return(id)
+					received++
+				})
+				b.Publish()
+			}
+		}
+		if received != 99 || !ended || b.Free() != b.Len() {
+			t.Errorf("received %d pieces, ended: %v, %d buffers of %d are free", received, ended, b.Free(), b.Len())
+		}
+	})
+}
+
+func TestParseMask(t *testing.T) {
+	got, err := ParseMask("-multishot_recv, -no_iowait")
+	if err != nil || got != MultishotRecv|NoIOWait {
+		t.Errorf("%v, %v", got, err)
+	}
+	for _, bad := range []string{"multishot_recv", "-nonsense", ","} {
+		if _, err := ParseMask(bad); err == nil {
+			t.Errorf("%q was accepted", bad)
+		}
+	}
+}

@@ -1,0 +1,662 @@
+package pollux
+
+import (
+	"errors"
+	"fmt"
+	"time"
+	"unsafe"
+
+	"github.com/pollux-go/pollux/internal/sys"
+	"github.com/pollux-go/pollux/internal/uring"
+	"github.com/pollux-go/pollux/poller"
+)
+
+// uringBackend is the backend on io_uring(7). It accepts and receives by multishot requests into a ring of provided
+// buffers; readiness of other descriptors it takes from an epoll set that the ring waits on, so that there is one wait
+// for everything.
+//
+// The ring belongs to the thread that waits first (SINGLE_ISSUER, DEFER_TASKRUN). Add, Remove and Break reach the epoll
+// set and may be called from any thread; everything else is the owner's.
+type uringBackend struct {
+	ring    *uring.Ring
+	buffers *uring.BufRing
+	ready   *epoll // readiness, and the wake-ups
+	without uring.Feature
+	enabled bool
+
+	// What EPOLL_WAIT writes into, in mapped memory, because it does so while nobody waits.
+	readyMemory []byte
+	readyEvents []sys.EpollEvent
+	readyArmed  bool
+	readyMore   bool // without EPOLL_WAIT: the set may hold events that were not fetched
+	readyCount  int  // events in readyEvents that were not handed out
+
+	slots   []uringSlot // by slot of the token
+	closing map[poller.Token]*uringClosing
+	starved []poller.Token // receives that found no buffer
+	backlog []poller.Event // what Stop has met of others
+
+	stats uringStats
+}
+
+// uringSlot is what the kernel has been asked for one token.
+type uringSlot struct {
+	token   poller.Token
+	fd      int32
+	armed   uint8  // kinds under way, as bits
+	send    []byte // kept alive while the kernel reads it
+	cancel  bool   // a Cancel was asked for: do not arm again
+	starved bool   // a receive has found no buffer
+}
+
+// uringClosing is a released descriptor that the kernel still uses.
+type uringClosing struct {
+	fd    int // -1: it is not ours to close
+	armed uint8
+	send  []byte
+}
+
+// uringStats count what is rare.
+type uringStats struct {
+	overflows, starved, rearms, stale uint64
+}
+
+// Kinds of requests, in the bits of user_data above the token.
+const (
+	kindAccept = 1 + iota
+	kindReceive
+	kindPoll
+	kindHangUp
+	kindSend
+	kindCancel
+	kindReady
+)
+
+func userData(kind int, t poller.Token) uint64 { return uint64(kind)<<poller.TokenBits | uint64(t) }
+
+const (
+	// uringGroup is the number of the ring of buffers.
+	uringGroup = 0
+	// uringCompletions is how many completions there is room for, for each submission: multishot requests make many.
+	uringCompletions = 8
+	// uringBuffersMin is as small as the ring of buffers is made when memory is short.
+	uringBuffersMin = 64
+
+	// uringPatience is how long a ring waits for memory that rings closed before it will give back.
+	uringPatience = 50 * time.Millisecond
+
+	// uringProbed are the features that the backend asks for before it uses them. The other ones are found out as the ring
+	// is set up.
+	uringProbed = uring.EpollWait | uring.MultishotPoll | uring.MultishotAccept | uringReceives
+	// uringReceives are those without which the backend gives readiness only.
+	uringReceives = uring.MultishotRecv | uring.BufferRing
+)
+
+// checkUring tells whether the backend works here, by a test of the whole path on a small ring. auto has higher demands
+// than somebody who asks for the backend by its name.
+func checkUring(c Config, auto bool) error {
+	masked, err := uring.ParseMask(c.UringFeatures)
+	if err != nil {
+		return err
+	}
+	wanted, patience := uringProbed, uringPatience
+	if auto {
+		wanted, patience = wanted|uring.DeferTaskrun, 0 // It has another backend, so it need not wait.
+	}
+	missing, err := uring.SelfTest(masked, wanted, patience)
+	if err != nil {
+		return uring.Explain(err)
+	}
+	if lacking := (masked | missing) & (uring.DeferTaskrun | uringReceives); auto && lacking != 0 {
+		return fmt.Errorf("auto does not take io_uring without %v, which the kernel lacks or which is masked off: %w",
+			lacking, errors.ErrUnsupported)
+	}
+	return nil
+}
+
+// uringWithout returns the features that must not be used: they are masked off, or the kernel lacks them.
+func uringWithout(c Config) (uring.Feature, error) {
+	masked, err := uring.ParseMask(c.UringFeatures)
+	if err != nil {
+		return 0, err
+	}
+	missing, err := uring.Missing(uringProbed &^ masked)
+	return masked | missing, err
+}
+
+// newUring opens the backend. It is not a [poller.Completer] where the kernel cannot receive into a ring of buffers.
+func newUring(c Config) (poller.Backend, error) {
+	without, err := uringWithout(c)
+	if err != nil {
+		return nil, uring.Explain(err)
+	}
+	o := uring.Options{Entries: uint32(c.RingEntries), CQEntries: uint32(c.RingEntries * uringCompletions), Without: without, Patience: uringPatience}
+	u, err := openUring(o, c.RingBuffers, c.RingBufferSize)
+	if err != nil {
+		return nil, uring.Explain(err)
+	}
+	if u.buffers == nil {
+		return uringReadiness{u}, nil
+	}
+	return u, nil
+}
+
+// uringReadiness is the backend without what makes it a [poller.Completer].
+type uringReadiness struct{ poller.Backend }
+
+func openUring(o uring.Options, buffers, size int) (_ *uringBackend, err error) {
+	u := &uringBackend{without: o.Without, closing: map[poller.Token]*uringClosing{}}
+	defer func() {
+		if err != nil {
+			u.Close()
+		}
+	}()
+	b, err := newEpoll()
+	if err != nil {
+		return nil, err
+	}
+	u.ready = b.(*epoll)
+	if u.ring, err = uring.Open(o); err != nil {
+		return nil, err
+	}
+	poller.Own(u.ring.FD())
+	if o.Without&uringReceives == 0 {
+		u.buffers, err = u.ring.NewBufRing(uringGroup, buffers, size)
+		for errors.Is(err, sys.ENOMEM) && buffers/2 >= uringBuffersMin {
+			buffers /= 2
+			u.buffers, err = u.ring.NewBufRing(uringGroup, buffers, size)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	var errno sys.Errno
+	if u.readyMemory, errno = sys.MapMemory(epollBatch * int(unsafe.Sizeof(sys.EpollEvent{}))); errno != 0 {
+		return nil, fmt.Errorf("map memory for events: %w", errno)
+	}
+	// SAFETY: the mapping is page-aligned, as large as so many events, holds no pointers and lives until Close.
+	u.readyEvents = unsafe.Slice((*sys.EpollEvent)(unsafe.Pointer(&u.readyMemory[0])), epollBatch)
+	return u, nil
+}
+
+func (u *uringBackend) Name() string { return string(KindUring) }
+
+func (u *uringBackend) Add(fd int, t poller.Token) error { return u.ready.Add(fd, t) }
+
+func (u *uringBackend) Remove(fd int) error { return u.ready.Remove(fd) }
+
+func (u *uringBackend) Break() error { return u.ready.Break() }
+
+// Wait hands over what is complete. One io_uring_enter submits what has been asked for since the last one and waits.
+func (u *uringBackend) Wait(events []poller.Event, timeout time.Duration) (n int, err error) {
+	if len(events) == 0 {
+		return 0, nil
+	}
+	if !u.enabled {
+		if err := u.enable(); err != nil {
+			return 0, err
+		}
+	}
+	if len(u.backlog) > 0 {
+		n = copy(events, u.backlog)
+		u.backlog = append(u.backlog[:0], u.backlog[n:]...)
+		return n, nil
+	}
+	mayBlock := timeout != 0
+	u.rearmStarved()
+	if u.buffers != nil {
+		u.buffers.Publish()
+	}
+	u.armReady()
+	wait := mayBlock && !u.ready.broken && u.readyCount == 0 && !u.readyMore && !u.ring.Ready()
+	if wait || u.ring.Pending() > 0 || u.ring.NeedsEnter() {
+		if u.ring.Overflowed() {
+			u.stats.overflows++
+		}
+		if errno := u.ring.Enter(wait, timeout); errno != 0 {
+			return 0, fmt.Errorf("wait on io_uring: %w", errno)
+		}
+	}
+	n = u.reap(events)
+	if err := u.fetchReady(); err != nil && n == 0 {
+		return 0, err
+	}
+	n += u.takeReady(events[n:])
+	if mayBlock && u.ready.broken {
+		u.ready.broken = false
+		u.ready.waking.Store(false)
+	}
+	return n, nil
+}
+
+// enable makes the calling thread the ring's owner.
+func (u *uringBackend) enable() error {
+	if err := u.ring.Enable(u.without); err != nil {
+		return err
+	}
+	u.enabled = true
+	return nil
+}
+
+// entry returns a free submission, after an enter if there is none.
+func (u *uringBackend) entry() *uring.SQE {
+	for range 64 {
+		if sqe := u.ring.Next(); sqe != nil {
+			return sqe
+		}
+		_ = u.ring.Enter(false, 0)
+	}
+	return nil
+}
+
+// errRingStuck is what is left when the kernel does not take submissions any more.
+var errRingStuck = errors.New("the io_uring takes no submissions")
+
+// slot returns the state of a token's slot, which becomes the token's if it was another one's.
+func (u *uringBackend) slot(fd int, t poller.Token) *uringSlot {
+	index := int(t.Slot())
+	for index >= len(u.slots) {
+		u.slots = append(u.slots, make([]uringSlot, max(256, len(u.slots)))...)
+	}
+	s := &u.slots[index]
+	if s.token != t {
+		*s = uringSlot{token: t, fd: int32(fd)}
+	}
+	return s
+}
+
+// find returns the state of a token that is still current, or nil.
+func (u *uringBackend) find(t poller.Token) *uringSlot {
+	if index := int(t.Slot()); index < len(u.slots) && u.slots[index].token == t {
+		return &u.slots[index]
+	}
+	return nil
+}
+
+func (u *uringBackend) Accept(fd int, t poller.Token) error {
+	sqe := uring.SQE{Opcode: uring.OpAccept, IOPrio: uring.AcceptMultishot, OpFlags: sys.SOCK_NONBLOCK | sys.SOCK_CLOEXEC}
+	if u.without&uring.MultishotAccept != 0 {
+		sqe.IOPrio = 0 // It ends with each connection, and is armed again.
+	}
+	return u.submit(fd, t, kindAccept, sqe)
+}
+
+func (u *uringBackend) Receive(fd int, t poller.Token) error {
+	return u.submit(fd, t, kindReceive, uring.SQE{
+		Opcode: uring.OpRecv, Flags: uring.BufferSelect, BufGroup: uringGroup,
+		// An idle socket has nothing yet: the poll comes first, which sees bytes that are there already.
+		IOPrio: uring.RecvMultishot | uring.RecvPollFirst,
+	})
+}
+
+func (u *uringBackend) Send(fd int, t poller.Token, b []byte) error {
+	// SAFETY: b lies in the heap, which does not move; the slot, or the entry in closing, keeps it alive until the kernel
+	// has completed the request.
+	err := u.submit(fd, t, kindSend, uring.SQE{
+		Opcode: uring.OpSend, Addr: uint64(uintptr(unsafe.Pointer(unsafe.SliceData(b)))), Len: uint32(len(b)),
+		OpFlags: sys.MSG_WAITALL | sys.MSG_NOSIGNAL,
+	})
+	if err == nil {
+		u.find(t).send = b
+	}
+	return err
+}
+
+func (u *uringBackend) AwaitWritable(fd int, t poller.Token) error {
+	return u.submit(fd, t, kindPoll, uring.SQE{Opcode: uring.OpPollAdd, OpFlags: sys.EPOLLOUT})
+}
+
+func (u *uringBackend) AwaitHangUp(fd int, t poller.Token) error {
+	// A mask of nothing: the kernel adds errors and hang-ups to every poll.
+	return u.submit(fd, t, kindHangUp, uring.SQE{Opcode: uring.OpPollAdd})
+}
+
+func (u *uringBackend) submit(fd int, t poller.Token, kind int, sqe uring.SQE) error {
+	s := u.slot(fd, t)
+	s.cancel = false
+	if s.armed&(1<<kind) != 0 {
+		return nil
+	}
+	e := u.entry()
+	if e == nil {
+		return errRingStuck
+	}
+	sqe.FD = int32(fd)
+	sqe.UserData = userData(kind, t)
+	*e = sqe
+	s.armed |= 1 << kind
+	return nil
+}
+
+func (u *uringBackend) Cancel(t poller.Token) {
+	s := u.find(t)
+	if s == nil {
+		return
+	}
+	s.cancel = true
+	if s.starved {
+		s.starved = false
+		u.canceled(t)
+	}
+	for _, kind := range [...]int{kindAccept, kindReceive} {
+		if s.armed&(1<<kind) != 0 {
+			u.cancel(kind, t)
+		}
+	}
+}
+
+// canceled makes the event that answers a Cancel, where the kernel has no request of which it would say so.
+func (u *uringBackend) canceled(t poller.Token) {
+	u.backlog = append(u.backlog, poller.Event{Token: t, Ready: poller.Received, Result: -int32(sys.ECANCELED)})
+}
+
+// cancel asks for the end of one request. Its own completion is of no interest: the request's says that it has ended.
+func (u *uringBackend) cancel(kind int, t poller.Token) {
+	if e := u.entry(); e != nil {
+		*e = uring.SQE{Opcode: uring.OpAsyncCancel, Addr: userData(kind, t), UserData: userData(kindCancel, t)}
+	}
+}
+
+func (u *uringBackend) Stop(t poller.Token, f func(*poller.Event)) {
+	s := u.find(t)
+	if s == nil {
+		return
+	}
+	u.Cancel(t)
+	var events [16]poller.Event
+	for i := 0; i < len(u.backlog); i++ {
+		if ev := u.backlog[i]; ev.Token == t {
+			u.backlog = append(u.backlog[:i], u.backlog[i+1:]...)
+			i--
+			f(&ev)
+		}
+	}
+	for s.armed&(1<<kindReceive|1<<kindAccept) != 0 {
+		// A cancel runs as it is submitted, so one enter brings the end, unless the completions before it are many.
+		if !u.ring.Ready() {
+			if errno := u.ring.Enter(true, time.Second); errno != 0 {
+				return
+			}
+		}
+		for _, ev := range events[:u.reap(events[:])] {
+			if ev.Token == t {
+				f(&ev)
+			} else {
+				u.backlog = append(u.backlog, ev)
+			}
+		}
+		u.buffers.Publish()
+	}
+}
+
+func (u *uringBackend) Release(fd int, t poller.Token) {
+	s := u.find(t)
+	if s == nil || s.armed == 0 {
+		sys.Close(fd)
+	} else {
+		// A close alone would leave the requests running and the peer without its end of stream.
+		sys.Shutdown(fd, sys.SHUT_RDWR)
+		u.letGo(s, fd)
+	}
+	if s != nil {
+		*s = uringSlot{}
+	}
+}
+
+func (u *uringBackend) Disarm(t poller.Token) {
+	if s := u.find(t); s != nil {
+		if s.armed != 0 {
+			u.letGo(s, -1)
+		}
+		*s = uringSlot{}
+	}
+}
+
+// letGo cancels what a slot has under way, and remembers it until it has ended.
+func (u *uringBackend) letGo(s *uringSlot, fd int) {
+	u.closing[s.token] = &uringClosing{fd: fd, armed: s.armed, send: s.send}
+	for kind := kindAccept; kind <= kindSend; kind++ {
+		if s.armed&(1<<kind) != 0 {
+			u.cancel(kind, s.token)
+		}
+	}
+}
+
+func (u *uringBackend) Bytes(ev *poller.Event) []byte {
+	return u.buffers.Take(ev.Ready.Buffer(), int(ev.Result))
+}
+
+func (u *uringBackend) Recycle(ev *poller.Event) { u.buffers.Return(ev.Ready.Buffer()) }
+
+// reap turns completions into events.
+func (u *uringBackend) reap(events []poller.Event) int {
+	n := 0
+	for n < len(events) {
+		got := u.ring.Reap(len(events)-n, func(c *uring.CQE) {
+			if u.complete(c, &events[n]) {
+				n++
+			}
+		})
+		if got == 0 {
+			break
+		}
+	}
+	return n
+}
+
+// complete handles one completion. It is true when it has made an event of it.
+func (u *uringBackend) complete(c *uring.CQE, ev *poller.Event) bool {
+	kind := int(c.UserData >> poller.TokenBits)
+	t := poller.Token(c.UserData & (1<<poller.TokenBits - 1))
+	switch kind {
+	case kindCancel:
+		return false
+	case kindReady:
+		u.readyArmed = c.Flags&uring.CQEMore != 0
+		if c.Res > 0 {
+			u.readyDone(c)
+		}
+		return false
+	}
+	s := u.find(t)
+	if s == nil {
+		u.completeStale(c, kind, t)
+		return false
+	}
+	if c.Flags&uring.CQEMore == 0 {
+		s.armed &^= 1 << kind
+	}
+	switch kind {
+	case kindAccept:
+		if c.Res >= 0 && c.Flags&uring.CQEMore == 0 && !s.cancel {
+			u.stats.rearms++
+			_ = u.Accept(int(s.fd), t)
+		}
+		*ev = poller.Event{Token: t, Ready: poller.Accepted, Result: c.Res}
+	case kindReceive:
+		if c.Res > 0 && c.Flags&uring.CQEMore == 0 && !s.cancel {
+			u.stats.rearms++
+			_ = u.Receive(int(s.fd), t)
+		}
+		if c.Res > 0 && c.Flags&uring.CQEMore == 0 && s.cancel {
+			u.canceled(t) // These bytes were the request's last word.
+		}
+		if sys.Errno(-c.Res) == sys.ENOBUFS && c.Res < 0 {
+			if s.cancel {
+				c.Res = -int32(sys.ECANCELED)
+			} else {
+				// It is armed again when buffers have come back, and not before: it would fail at once.
+				u.stats.starved++
+				s.starved = true
+				u.starved = append(u.starved, t)
+				return false
+			}
+		}
+		*ev = poller.Event{Token: t, Ready: poller.Received.WithBuffer(uint16(c.Flags >> 16)), Result: c.Res}
+	case kindPoll:
+		*ev = poller.Event{Token: t, Ready: poller.Writable}
+	case kindSend:
+		s.send = nil
+		*ev = poller.Event{Token: t, Ready: poller.Sent, Result: c.Res}
+	case kindHangUp:
+		if c.Res < 0 {
+			return false
+		}
+		*ev = poller.Event{Token: t, Ready: readyOf(uint32(c.Res)) & (poller.HungUp | poller.Failed)}
+	}
+	return true
+}
+
+// completeStale handles a completion whose owner has left.
+func (u *uringBackend) completeStale(c *uring.CQE, kind int, t poller.Token) {
+	u.stats.stale++
+	if c.Flags&uring.CQEBuffer != 0 {
+		id := uint16(c.Flags >> 16)
+		u.buffers.Take(id, 0)
+		u.buffers.Return(id)
+	}
+	if kind == kindAccept && c.Res >= 0 {
+		sys.Close(int(c.Res))
+	}
+	if o := u.closing[t]; o != nil && c.Flags&uring.CQEMore == 0 {
+		if o.armed &^= 1 << kind; o.armed == 0 {
+			if o.fd >= 0 {
+				sys.Close(o.fd)
+			}
+			delete(u.closing, t)
+		}
+	}
+}
+
+// rearmStarved arms receives again that have found no buffer, once a quarter of them is free.
+func (u *uringBackend) rearmStarved() {
+	if len(u.starved) == 0 || u.buffers.Free() < u.buffers.Len()/4 {
+		return
+	}
+	for _, t := range u.starved {
+		if s := u.find(t); s != nil && s.starved {
+			s.starved = false
+			_ = u.Receive(int(s.fd), t)
+		}
+	}
+	u.starved = u.starved[:0]
+}
+
+// armReady has the ring wait on the epoll set.
+func (u *uringBackend) armReady() {
+	if u.readyArmed || u.readyCount > 0 {
+		return
+	}
+	e := u.entry()
+	if e == nil {
+		return
+	}
+	e.FD = int32(u.ready.epfd)
+	e.UserData = userData(kindReady, 0)
+	if u.without&uring.EpollWait == 0 {
+		e.Opcode = uring.OpEpollWait
+		e.Addr = uint64(uintptr(unsafe.Pointer(&u.readyEvents[0])))
+		e.Len = uint32(len(u.readyEvents))
+	} else {
+		e.Opcode = uring.OpPollAdd
+		e.OpFlags = sys.EPOLLIN
+		if u.without&uring.MultishotPoll == 0 {
+			e.Len = uring.PollMulti
+		}
+	}
+	u.readyArmed = true
+}
+
+// readyDone notes that the epoll set has events.
+func (u *uringBackend) readyDone(c *uring.CQE) {
+	if u.without&uring.EpollWait == 0 {
+		u.readyCount = int(c.Res)
+		return
+	}
+	u.readyMore = true
+}
+
+// fetchReady does what EPOLL_WAIT would have done. The poll tells that events have come, once: as long as a fetch has
+// filled all the room there may be more, and what was fetched before must have been handed out.
+func (u *uringBackend) fetchReady() error {
+	if !u.readyMore || u.readyCount > 0 {
+		return nil
+	}
+	n, errno := sys.EpollPoll(u.ready.epfd, u.readyEvents)
+	if errno != 0 {
+		return fmt.Errorf("wait on epoll: %w", errno)
+	}
+	u.readyCount = n
+	u.readyMore = n == len(u.readyEvents)
+	return nil
+}
+
+// takeReady hands over events of the epoll set.
+func (u *uringBackend) takeReady(events []poller.Event) int {
+	if u.readyCount == 0 || len(events) == 0 {
+		return 0
+	}
+	raw := u.readyEvents[:u.readyCount]
+	taken := min(len(raw), len(events))
+	n := u.ready.translate(raw[:taken], events)
+	u.readyCount = copy(raw, raw[taken:])
+	return n
+}
+
+func (u *uringBackend) Close() error {
+	var err error
+	if u.ring != nil {
+		u.quiesce()
+		if u.buffers != nil {
+			u.buffers.Close()
+		}
+		poller.Disown(u.ring.FD())
+		u.ring.Close()
+	}
+	if u.readyMemory != nil {
+		sys.Unmap(u.readyMemory)
+	}
+	if u.ready != nil {
+		err = u.ready.Close()
+	}
+	return err
+}
+
+// quiesce ends every request, so that the kernel writes nowhere when the memory is gone.
+func (u *uringBackend) quiesce() {
+	if !u.enabled {
+		return
+	}
+	if e := u.entry(); e != nil {
+		*e = uring.SQE{Opcode: uring.OpAsyncCancel, OpFlags: uring.CancelAny | uring.CancelAll, UserData: userData(kindCancel, 0)}
+	}
+	busy := func() bool {
+		if u.readyArmed || len(u.closing) > 0 {
+			return true
+		}
+		for i := range u.slots {
+			if u.slots[i].armed != 0 {
+				return true
+			}
+		}
+		return false
+	}
+	for i := range u.slots {
+		u.slots[i].cancel = true
+	}
+	var events [64]poller.Event
+	for end := time.Now().Add(time.Second); busy() && time.Now().Before(end); {
+		if u.ring.Enter(true, 10*time.Millisecond) != 0 {
+			return
+		}
+		for _, ev := range events[:u.reap(events[:])] {
+			if ev.Ready&poller.Accepted != 0 && ev.Result >= 0 {
+				sys.Close(int(ev.Result))
+			}
+			if ev.Ready&poller.Received != 0 && ev.Result > 0 {
+				u.Bytes(&ev)
+				u.Recycle(&ev)
+			}
+		}
+	}
+}

@@ -1,0 +1,64 @@
+package pollux
+
+import (
+	"strings"
+	"testing"
+)
+
+func lookup(name, value string) func(string) (string, bool) {
+	return func(n string) (string, bool) { return value, n == name }
+}
+
+func TestUringSettings(t *testing.T) {
+	for _, tc := range []struct {
+		name, value string
+		got         func(Config) any
+		want        any
+	}{
+		{"POLLUX_BACKEND", "io_uring", func(c Config) any { return c.Backend }, KindUring},
+		{"POLLUX_RING_ENTRIES", "8", func(c Config) any { return c.RingEntries }, 8},
+		{"POLLUX_RING_ENTRIES", "", func(c Config) any { return c.RingEntries }, 1024},
+		{"POLLUX_BUFFERS", "32768", func(c Config) any { return c.RingBuffers }, 32768},
+		{"POLLUX_RING_BUFFER_SIZE", "16KiB", func(c Config) any { return c.RingBufferSize }, 16384},
+		{"POLLUX_URING_FEATURES", "-multishot_recv,-buffer_ring", func(c Config) any { return c.UringFeatures }, "-multishot_recv,-buffer_ring"},
+	} {
+		c, err := ConfigFromEnv(lookup(tc.name, tc.value))
+		if err != nil || tc.got(c) != tc.want {
+			t.Errorf("%s=%q: %v, %v", tc.name, tc.value, tc.got(c), err)
+		}
+	}
+}
+
+// An error names the variable, the value and what is allowed.
+func TestUringSettingsOutOfRange(t *testing.T) {
+	for _, tc := range []struct{ name, value, allowed string }{
+		{"POLLUX_BACKEND", "kqueue", "auto, epoll, io_uring"},
+		{"POLLUX_RING_ENTRIES", "0", "a power of two, 8 to 8192"},
+		{"POLLUX_RING_ENTRIES", "1000", "a power of two, 8 to 8192"},
+		{"POLLUX_RING_ENTRIES", "16384", "a power of two, 8 to 8192"},
+		{"POLLUX_RING_ENTRIES", "x", "a power of two, 8 to 8192"},
+		{"POLLUX_BUFFERS", "2", "a power of two, 4 to 32768"},
+		{"POLLUX_BUFFERS", "65536", "a power of two, 4 to 32768"},
+		{"POLLUX_RING_BUFFER_SIZE", "255", "256 to 1MiB"},
+		{"POLLUX_RING_BUFFER_SIZE", "2MiB", "256 to 1MiB"},
+		{"POLLUX_URING_FEATURES", "multishot_recv", "names with a - before them"},
+		{"POLLUX_URING_FEATURES", "-multishot", "multishot_recv"},
+	} {
+		_, err := ConfigFromEnv(lookup(tc.name, tc.value))
+		if err == nil {
+			t.Errorf("%s=%q was accepted", tc.name, tc.value)
+			continue
+		}
+		for _, want := range []string{tc.name, `"` + tc.value + `"`, tc.allowed} {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("%s=%q: no %q in %q", tc.name, tc.value, want, err)
+			}
+		}
+	}
+	if _, err := (Config{RingBuffers: 32768, RingBufferSize: 1 << 20}).withDefaults(); err == nil {
+		t.Error("32 GiB of buffers a loop were accepted")
+	}
+	if _, err := (Config{UringFeatures: "-x"}).withDefaults(); err == nil || !strings.Contains(err.Error(), `"-x"`) {
+		t.Errorf("a feature that nobody knows: %v", err)
+	}
+}
