@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -410,6 +411,7 @@ func TestUringReadinessOfMany(t *testing.T) {
 	testutil.CheckLeaks(t)
 	for _, mask := range []string{"-multishot_recv", "-multishot_recv,-epoll_wait", "-multishot_recv,-epoll_wait,-multishot_poll"} {
 		t.Run(mask, func(t *testing.T) {
+			runtime.LockOSThread() // The ring belongs to the thread that waits first; it ends with the test.
 			c, err := Config{Backend: KindUring, UringFeatures: mask}.withDefaults()
 			if err != nil {
 				t.Fatal(err)

@@ -303,66 +303,6 @@ func (l *loop) read(c *Conn) {
 	}
 }
 
-// discardEvent gives back what came for somebody who has left.
-func (l *loop) discardEvent(ev *poller.Event) {
-	switch {
-	case ev.Ready&poller.Received != 0 && ev.Result > 0:
-		l.completer.Bytes(ev)
-		l.completer.Recycle(ev)
-	case ev.Ready&poller.Accepted != 0 && ev.Result >= 0:
-		sys.Close(int(ev.Result))
-	}
-}
-
-// recycle gives the bytes back that were being handled.
-func (l *loop) recycle() {
-	if l.held.Ready&poller.Received != 0 {
-		l.completer.Recycle(&l.held)
-		l.held = poller.Event{}
-	}
-}
-
-// received handles what a completer has received for a connection.
-func (l *loop) received(c *Conn, ev *poller.Event) {
-	errno := sys.Errno(-ev.Result)
-	switch {
-	case ev.Result > 0:
-		l.held = *ev
-		l.arrived(c, l.completer.Bytes(ev))
-		l.recycle()
-		if c.flags&flagDraining != 0 && !c.isClosed() {
-			l.disarm(c) // Only a read that finds nothing says that nothing is under way.
-		}
-	case ev.Result == 0 && !c.paused.Load():
-		c.flags &^= flagArmed | flagMayRead
-		l.ended(c)
-	case ev.Result == 0 || errno == sys.ECANCELED:
-		// From here on it is read as a ready descriptor is, until it is armed again.
-		c.flags = c.flags&^flagArmed | flagMayRead
-		l.later(c)
-		if c.paused.Load() {
-			l.watch(c)
-		}
-	default:
-		c.flags &^= flagArmed
-		l.failed(c, os.NewSyscallError(sys.OpRecv.String(), errno))
-	}
-}
-
-// arrived hands bytes that lie in b to the handler.
-func (l *loop) arrived(c *Conn, b []byte) {
-	if c.state.Load() >= stateClosing {
-		return
-	}
-	c.in.push(l.buffer, b)
-	if c.paused.Load() {
-		c.flags |= flagDeliver
-		c.in.keep()
-		return
-	}
-	l.data(c)
-}
-
 // data tells the handler that bytes have come.
 func (l *loop) data(c *Conn) {
 	if c.idle.Load() != 0 {
@@ -391,49 +331,12 @@ func (l *loop) ended(c *Conn) {
 	}
 }
 
-// watch has a completer tell of the end of a connection on which nothing is received.
-func (l *loop) watch(c *Conn) {
-	if l.completes(c) {
-		_ = l.completer.AwaitHangUp(int(c.fd), c.token) // Without it, the next send finds out.
-	}
-}
-
 // failed closes a connection that reading has failed on.
 func (l *loop) failed(c *Conn, err error) {
 	if c.linger != 0 && c.queued() == 0 {
 		err = c.reason // It was closing in good order.
 	}
 	l.destroy(c, err)
-}
-
-// completes tells whether a completer does the connection's input. For unix sockets it does not: when bytes and the end
-// come together, the kernel's multishot receive may take the bytes and never tell of the end (liburing#1549).
-func (l *loop) completes(c *Conn) bool { return l.completer != nil && c.flags&flagStream != 0 }
-
-// arm begins to take the connection's input.
-func (l *loop) arm(c *Conn) error {
-	if !l.completes(c) {
-		return l.backend.Add(int(c.fd), c.token)
-	}
-	c.flags |= flagArmed
-	return l.completer.Receive(int(c.fd), c.token)
-}
-
-// disarm has a completer stop receiving for the connection. It answers with ECANCELED, after what is under way.
-func (l *loop) disarm(c *Conn) {
-	if c.flags&flagArmed != 0 {
-		l.completer.Cancel(c.token)
-	}
-}
-
-// rearm begins again to receive, once a read has found nothing.
-func (l *loop) rearm(c *Conn) {
-	if !l.completes(c) || c.flags&(flagArmed|flagEOF|flagMayRead) != 0 || c.paused.Load() || c.isClosed() || c.linger != 0 && c.flags&flagDiscard == 0 {
-		return
-	}
-	if err := l.arm(c); err != nil {
-		l.destroy(c, err)
-	}
 }
 
 // enter begins a callback.
@@ -765,35 +668,6 @@ func (l *loop) destroy(c *Conn, reason error) {
 		sys.Close(fd)
 	}
 	l.closed(c, reason)
-}
-
-// takeOut takes a connection out of the loop and leaves its descriptor open. f is given the bytes that were under way.
-func (l *loop) takeOut(c *Conn, fd int, f func([]byte)) {
-	if !l.completes(c) {
-		l.sources.Delete(c.token)
-		_ = l.backend.Remove(fd)
-		return
-	}
-	take := func(ev *poller.Event) {
-		if ev.Ready&poller.Received != 0 && ev.Result > 0 {
-			f(l.completer.Bytes(ev))
-			l.completer.Recycle(ev)
-		}
-	}
-	l.takeBatch(c.token, take)
-	l.completer.Stop(c.token, take)
-	l.completer.Disarm(c.token)
-	l.sources.Delete(c.token)
-}
-
-// takeBatch gives f what is left of the batch for a token.
-func (l *loop) takeBatch(t poller.Token, f func(*poller.Event)) {
-	for i := l.next; i < len(l.batch); i++ {
-		if ev := &l.batch[i]; ev.Token == t {
-			f(ev)
-			*ev = poller.Event{}
-		}
-	}
 }
 
 // closed tells the handler of the end of a connection, and counts it.

@@ -1,0 +1,214 @@
+package pollux
+
+import (
+	"os"
+
+	"github.com/pollux-go/pollux/internal/sys"
+	"github.com/pollux-go/pollux/poller"
+)
+
+// This file is what the loop does with a poller.Completer: how a connection's input is taken by the kernel and handed to
+// the handler, and how its answers go out with the loop's next wait.
+
+// completes tells whether a completer does the connection's input. For unix sockets it does not: when bytes and the end
+// come together, the kernel's multishot receive may take the bytes and never tell of the end (liburing#1549).
+func (l *loop) completes(c *Conn) bool { return l.completer != nil && c.flags&flagStream != 0 }
+
+// arm begins to take the connection's input.
+func (l *loop) arm(c *Conn) error {
+	if !l.completes(c) {
+		return l.backend.Add(int(c.fd), c.token)
+	}
+	c.flags |= flagArmed
+	return l.completer.Receive(int(c.fd), c.token)
+}
+
+// disarm has a completer stop receiving for the connection. It answers with ECANCELED, after what is under way.
+func (l *loop) disarm(c *Conn) {
+	if c.flags&flagArmed != 0 {
+		l.completer.Cancel(c.token)
+	}
+}
+
+// rearm begins again to receive, once a read has found nothing.
+func (l *loop) rearm(c *Conn) {
+	if !l.completes(c) || c.flags&(flagArmed|flagEOF|flagMayRead) != 0 || c.paused.Load() || c.isClosed() || c.linger != 0 && c.flags&flagDiscard == 0 {
+		return
+	}
+	if err := l.arm(c); err != nil {
+		l.destroy(c, err)
+	}
+}
+
+// watch has a completer tell of the end of a connection on which nothing is received.
+func (l *loop) watch(c *Conn) {
+	if l.completes(c) {
+		_ = l.completer.AwaitHangUp(int(c.fd), c.token) // Without it, the next send finds out.
+	}
+}
+
+// received handles what a completer has received for a connection.
+func (l *loop) received(c *Conn, ev *poller.Event) {
+	errno := sys.Errno(-ev.Result)
+	switch {
+	case ev.Result > 0:
+		l.held = *ev
+		l.arrived(c, l.completer.Bytes(ev))
+		l.recycle()
+		if c.flags&flagDraining != 0 && !c.isClosed() {
+			l.disarm(c) // Only a read that finds nothing says that nothing is under way.
+		}
+	case ev.Result == 0 && !c.paused.Load():
+		c.flags &^= flagArmed | flagMayRead
+		l.ended(c)
+	case ev.Result == 0 || errno == sys.ECANCELED:
+		// From here on it is read as a ready descriptor is, until it is armed again.
+		c.flags = c.flags&^flagArmed | flagMayRead
+		l.later(c)
+		if c.paused.Load() {
+			l.watch(c)
+		}
+	default:
+		c.flags &^= flagArmed
+		l.failed(c, os.NewSyscallError(sys.OpRecv.String(), errno))
+	}
+}
+
+// arrived hands bytes that lie in b to the handler.
+func (l *loop) arrived(c *Conn, b []byte) {
+	if c.state.Load() >= stateClosing {
+		return
+	}
+	c.in.push(l.buffer, b)
+	if c.paused.Load() {
+		c.flags |= flagDeliver
+		c.in.keep()
+		return
+	}
+	l.data(c)
+}
+
+// discardEvent gives back what came for somebody who has left.
+func (l *loop) discardEvent(ev *poller.Event) {
+	switch {
+	case ev.Ready&poller.Received != 0 && ev.Result > 0:
+		l.completer.Bytes(ev)
+		l.completer.Recycle(ev)
+	case ev.Ready&poller.Accepted != 0 && ev.Result >= 0:
+		sys.Close(int(ev.Result))
+	}
+}
+
+// recycle gives the bytes back that were being handled.
+func (l *loop) recycle() {
+	if l.held.Ready&poller.Received != 0 {
+		l.completer.Recycle(&l.held)
+		l.held = poller.Event{}
+	}
+}
+
+// takeOut takes a connection out of the loop and leaves its descriptor open. f is given the bytes that were under way.
+func (l *loop) takeOut(c *Conn, fd int, f func([]byte)) {
+	if !l.completes(c) {
+		l.sources.Delete(c.token)
+		_ = l.backend.Remove(fd)
+		return
+	}
+	take := func(ev *poller.Event) {
+		if ev.Ready&poller.Received != 0 && ev.Result > 0 {
+			f(l.completer.Bytes(ev))
+			l.completer.Recycle(ev)
+		}
+	}
+	l.takeBatch(c.token, take)
+	l.completer.Stop(c.token, take)
+	l.completer.Disarm(c.token)
+	l.sources.Delete(c.token)
+}
+
+// takeBatch gives f what is left of the batch for a token.
+func (l *loop) takeBatch(t poller.Token, f func(*poller.Event)) {
+	for i := l.next; i < len(l.batch); i++ {
+		if ev := &l.batch[i]; ev.Token == t {
+			f(ev)
+			*ev = poller.Event{}
+		}
+	}
+}
+
+// flightMost is the largest send that is left to a completer: it goes out with the loop's next wait, at no system call
+// of its own, for a copy.
+const flightMost = 2 << 10
+
+// launch gives what is queued to the completer. It is false where that is not the way: flush is then. mu is held, on the
+// loop.
+func (l *loop) launch(c *Conn) bool {
+	o := c.out
+	n := o.len()
+	if !l.completes(c) || n == 0 || n > flightMost || o.flight != nil {
+		return false
+	}
+	queue := o
+	if o == &l.cork {
+		o = l.flightOf()
+	} else if o.store == nil {
+		o.store = make([]byte, 0, flightMost)
+	}
+	o.flight = append(o.store[:0], queue.buf[queue.head:]...)
+	if l.completer.Send(int(c.fd), c.token, o.flight) != nil {
+		o.flight = nil
+		return false
+	}
+	queue.buf, queue.head = queue.buf[:0], 0
+	c.out = o
+	c.blocked.Store(true) // What is written meanwhile is queued behind it.
+	return true
+}
+
+// flightOf returns an empty queue with memory for a flight.
+func (l *loop) flightOf() *outbound {
+	if n := len(l.flights); n > 0 {
+		o := l.flights[n-1]
+		l.flights = l.flights[:n-1]
+		return o
+	}
+	return &outbound{store: make([]byte, 0, flightMost)}
+}
+
+// landed handles the result of a send of the completer's.
+func (l *loop) landed(c *Conn, result int32) {
+	c.mu.Lock()
+	o := c.out
+	var err error
+	switch {
+	case result < 0:
+		err = os.NewSyscallError(sys.OpSend.String(), sys.Errno(-result))
+	case int(result) < len(o.flight):
+		o.flight = o.flight[result:]
+		if err = l.completer.Send(int(c.fd), c.token, o.flight); err == nil {
+			c.mu.Unlock()
+			return
+		}
+	default:
+		o.flight = nil
+		c.blocked.Store(false)
+		if o.len() == 0 {
+			c.out = nil
+			if cap(o.buf) <= flightMost {
+				l.flights = append(l.flights, o)
+			}
+			if c.state.Load() == stateFinished {
+				err = c.shutdownWrite()
+			}
+		}
+	}
+	c.progress()
+	idle := c.out == nil && c.asked&askWritable == 0 && c.state.Load() == stateOpen && c.flags&flagDraining == 0
+	c.mu.Unlock()
+	switch {
+	case err != nil:
+		l.destroy(c, err)
+	case !idle:
+		l.writable(c)
+	}
+}
