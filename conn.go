@@ -58,6 +58,7 @@ const (
 	flagEOF                             // the peer's end of stream was seen
 	flagDraining                        // to be closed as soon as nothing is under way
 	flagDiscard                         // closing: what still comes is thrown away
+	flagQuiet                           // draining, and a read has just found nothing: it may be closed at once
 	flagArmed                           // a completer receives for it
 	flagDeliver                         // resumed: what is buffered is to be delivered again
 )

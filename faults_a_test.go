@@ -434,11 +434,11 @@ func TestA11CopyOfTheDescriptor(t *testing.T) {
 // TestA12RemovedBeforeClosed watches that a socket leaves the backend before it is closed.
 func TestA12RemovedBeforeClosed(t *testing.T) {
 	eachBackend(t, func(t *testing.T, config Config) {
-		if config.Backend == KindUring {
-			t.Skip("what a completer receives from is in no epoll set")
-		}
 		for _, api := range []string{"event", "net"} {
 			t.Run(api, func(t *testing.T) {
+				if config.Backend == KindUring && api == "event" {
+					t.Skip("what a completer receives from is in no epoll set")
+				}
 				testutil.CheckLeaks(t)
 				var mu sync.Mutex
 				controls := map[int]int{} // calls of epoll_ctl since the descriptor was made

@@ -681,3 +681,47 @@ func serveOn(t testing.TB, e *Engine, network string) net.Conn {
 	}
 	return dial(t, s.Addrs()[0])
 }
+
+// TestH1CloseWhileDraining: a handler that answers and closes during a Shutdown has not read everything. A close(2) would
+// reset the connection behind the answer, as outside of a Shutdown: the client must see an orderly end.
+func TestH1CloseWhileDraining(t *testing.T) {
+	eachBackend(t, func(t *testing.T, config Config) {
+		testutil.CheckLeaks(t)
+		e := newEngine(t, config)
+		conns := make(chan *Conn, 1)
+		s, a := bind(t, e, "tcp", funcs{
+			open: func(c *Conn) error { conns <- c; return nil },
+			data: func(c *Conn) error {
+				if c.Buffered() < 2 {
+					return nil // Half a request: it is under way, so that the connection is not idle.
+				}
+				c.Write([]byte("answer"))
+				return c.Close()
+			},
+		})
+		client := dial(t, s.Addrs()[0])
+		c := receive(t, "the connection", conns)
+		client.Write([]byte("x"))
+		ended := make(chan error, 1)
+		go func() {
+			ctx, cancel := context.WithTimeout(context.Background(), patience)
+			defer cancel()
+			ended <- s.Shutdown(ctx)
+		}()
+		eventually(t, "the drain", func() bool {
+			draining := make(chan bool, 1)
+			c.Async(func(c *Conn) { draining <- c.flags&flagDraining != 0 && c.Buffered() == 1 })
+			return receive(t, "a look", draining)
+		})
+		client.Write(make([]byte, 3*config.BufferSize+300_000))
+		got, err := io.ReadAll(client)
+		if string(got) != "answer" || err != nil {
+			t.Errorf("the client read %q, error %v", got, err)
+		}
+		client.Close()
+		if err := receive(t, "Shutdown", ended); err != nil {
+			t.Error(err)
+		}
+		a.wait(t, 1)
+	})
+}

@@ -283,6 +283,7 @@ func (l *loop) read(c *Conn) {
 	case errno == sys.EAGAIN:
 		c.flags &^= flagMayRead
 		if l.drained(c) {
+			c.flags |= flagQuiet
 			l.beginClose(c, nil)
 		}
 		l.rearm(c)
@@ -592,6 +593,7 @@ func (l *loop) beginClose(c *Conn, err error) {
 		l.endClose(c)
 		return
 	}
+	c.flags &^= flagQuiet // Until that is sent, more may come.
 	l.schedule(c)
 }
 
@@ -607,7 +609,7 @@ func (l *loop) lingerEnd() int64 {
 // endClose closes a connection whose queue has been sent. If bytes of the peer's are unread, a close(2) would answer
 // them with a reset, which destroys what was just sent on its way: then it sends a FIN, and reads until the peer's.
 func (l *loop) endClose(c *Conn) {
-	if c.flags&flagEOF != 0 || c.flags&flagDraining != 0 && c.reason == nil {
+	if c.flags&(flagEOF|flagQuiet) != 0 {
 		l.destroy(c, c.reason) // The peer has sent everything, or a read has just found nothing.
 		return
 	}
