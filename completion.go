@@ -53,8 +53,12 @@ func (l *loop) received(c *Conn, ev *poller.Event) {
 	switch {
 	case ev.Result > 0:
 		l.held = *ev
+		l.silent = true
 		l.arrived(c, l.completer.Bytes(ev))
 		l.recycle()
+		if ev.Ready&poller.Emptied != 0 && l.silent && c.flags&flagArmed != 0 && !c.isClosed() && !l.alive(c) {
+			return
+		}
 		if c.flags&flagDraining != 0 && !c.isClosed() {
 			l.disarm(c) // Only a read that finds nothing says that nothing is under way.
 		}
@@ -72,6 +76,21 @@ func (l *loop) received(c *Conn, ev *poller.Event) {
 		c.flags &^= flagArmed
 		l.failed(c, os.NewSyscallError(sys.OpRecv.String(), errno))
 	}
+}
+
+// alive looks for an error that has come together with the last bytes, where nothing was sent that would have found it,
+// and ends the connection then.
+//
+// The kernel's multishot receive (since 6.5 or so; io_recv_finish in io_uring/net.c) does not look again after a receive
+// that leaves the socket empty, but waits for the next wake-up. A reset that had come by then has woken it already: none
+// follows. For an end of stream the kernel makes an exception (tcp_inq_hint), for errors it does not.
+func (l *loop) alive(c *Conn) bool {
+	errno, _ := sys.GetsockoptInt(int(c.fd), sys.SOL_SOCKET, sys.SO_ERROR)
+	if errno == 0 {
+		return true
+	}
+	l.failed(c, os.NewSyscallError(sys.OpRecv.String(), sys.Errno(errno)))
+	return false
 }
 
 // arrived hands bytes that lie in b to the handler.

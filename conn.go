@@ -86,6 +86,7 @@ const (
 	askRetry    // the kernel was out of memory: no edge will come
 	askWritable // a Write was refused: OnWritable is wanted when the queue has drained; not answered at once
 	posted      // the letter is under way
+	spoke       // not a request: this callback has sent something, and so hears of an error
 )
 
 // Peek returns the next n bytes without consuming them, or all that are buffered if n is negative. If fewer are there, it

@@ -36,9 +36,10 @@ type loop struct {
 	current atomic.Pointer[Conn]
 	cork    outbound // belongs to the current connection, under its mutex
 
-	held  poller.Event   // with Received: its bytes are being handled
-	batch []poller.Event // what Ready was given
-	next  int            // of batch; kept here so that a panic loses no event
+	held   poller.Event   // with Received: its bytes are being handled
+	silent bool           // the last callback has sent nothing
+	batch  []poller.Event // what Ready was given
+	next   int            // of batch; kept here so that a panic loses no event
 
 	count  atomic.Int64 // connections, those on their way here included
 	thread atomic.Int64 // the thread's id while it runs
@@ -375,6 +376,7 @@ func (l *loop) finish(c *Conn, err error) {
 func (l *loop) leave(c *Conn) (asked requests, err error) {
 	c.mu.Lock()
 	l.current.Store(nil)
+	l.silent = c.out == nil && c.asked&spoke == 0
 	if c.out != nil && !c.isClosed() {
 		if !c.blocked.Load() && !l.launch(c) {
 			err = c.flush()
@@ -390,7 +392,8 @@ func (l *loop) leave(c *Conn) (asked requests, err error) {
 	if l.cork.buf = l.cork.buf[:0]; cap(l.cork.buf) > 4*corkSize {
 		l.cork.buf = make([]byte, 0, corkSize)
 	}
-	if asked = c.asked &^ (posted | askWritable); asked != 0 {
+	if c.asked&^(posted|askWritable) != 0 {
+		asked = c.asked &^ (posted | askWritable | spoke)
 		c.asked &= posted | askWritable
 	}
 	c.mu.Unlock()
@@ -400,7 +403,7 @@ func (l *loop) leave(c *Conn) (asked requests, err error) {
 // answer does what other goroutines have asked for.
 func (l *loop) answer(c *Conn) {
 	c.mu.Lock()
-	asked := c.asked &^ (posted | askWritable)
+	asked := c.asked &^ (posted | askWritable | spoke)
 	c.asked &= askWritable
 	c.mu.Unlock()
 	if !c.isClosed() {

@@ -164,6 +164,9 @@ func (c *Conn) sendv(bufs [][]byte, total int) (int, error) {
 
 // sent looks at the result of a send of some bytes. done says that it makes no sense to go on.
 func (c *Conn) sent(n int, errno sys.Errno) (done bool, err error) {
+	if c.corked() {
+		c.asked |= spoke
+	}
 	switch errno {
 	case 0:
 		if n > 0 {

@@ -357,6 +357,23 @@ func (u *uringBackend) cancel(kind int, t poller.Token) {
 	}
 }
 
+// cancelAgain repeats a cancel that has found nothing. The request may have been on its way from one place that the kernel
+// looks for it to another: a receive that finds bytes as it is armed runs a moment later and is in no table until then.
+// When it has ended instead, its completion comes before this one, or has made a cancel pointless that finds nothing again.
+func (u *uringBackend) cancelAgain(t poller.Token) {
+	if s := u.find(t); s != nil {
+		for _, kind := range [...]int{kindAccept, kindReceive} {
+			if s.cancel && s.armed&(1<<kind) != 0 {
+				u.cancel(kind, t)
+			}
+		}
+		return
+	}
+	if o := u.closing[t]; o != nil {
+		u.cancelAll(t, o.armed)
+	}
+}
+
 func (u *uringBackend) Stop(t poller.Token, f func(*poller.Event)) {
 	s := u.find(t)
 	if s == nil {
@@ -415,9 +432,14 @@ func (u *uringBackend) Disarm(t poller.Token) {
 // letGo cancels what a slot has under way, and remembers it until it has ended.
 func (u *uringBackend) letGo(s *uringSlot, fd int) {
 	u.closing[s.token] = &uringClosing{fd: fd, armed: s.armed, send: s.send}
+	u.cancelAll(s.token, s.armed)
+}
+
+// cancelAll cancels the requests of the kinds that are armed.
+func (u *uringBackend) cancelAll(t poller.Token, armed uint8) {
 	for kind := kindAccept; kind <= kindSend; kind++ {
-		if s.armed&(1<<kind) != 0 {
-			u.cancel(kind, s.token)
+		if armed&(1<<kind) != 0 {
+			u.cancel(kind, t)
 		}
 	}
 }
@@ -450,6 +472,9 @@ func (u *uringBackend) complete(c *uring.CQE, ev *poller.Event) bool {
 	t := poller.Token(c.UserData & (1<<poller.TokenBits - 1))
 	switch kind {
 	case kindCancel:
+		if c.Res < 0 {
+			u.cancelAgain(t)
+		}
 		return false
 	case kindReady:
 		u.readyArmed = c.Flags&uring.CQEMore != 0
@@ -492,7 +517,11 @@ func (u *uringBackend) complete(c *uring.CQE, ev *poller.Event) bool {
 				return false
 			}
 		}
-		*ev = poller.Event{Token: t, Ready: poller.Received.WithBuffer(uint16(c.Flags >> 16)), Result: c.Res}
+		ready := poller.Received
+		if c.Flags&uring.CQENonEmpty == 0 {
+			ready |= poller.Emptied
+		}
+		*ev = poller.Event{Token: t, Ready: ready.WithBuffer(uint16(c.Flags >> 16)), Result: c.Res}
 	case kindPoll:
 		*ev = poller.Event{Token: t, Ready: poller.Writable}
 	case kindSend:

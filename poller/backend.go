@@ -112,6 +112,7 @@ const (
 	Accepted // of a [Completer]: Result is a new connection
 	Received // of a [Completer]: Result bytes have come
 	Sent     // of a [Completer]: Result bytes were sent
+	Emptied  // of a [Completer], with Received: nothing was left, and an error that came before goes unreported
 
 	bufferShift = 16 // above: the id of a Completer's buffer
 )
