@@ -56,6 +56,22 @@ test-race: ## the tests under the race detector
 test-nettest: ## golang.org/x/net/nettest, 20 times under the race detector
 	cd test && $(GO) test -race -run 'TestNettest' -count=20 $(PACKAGES)
 
+# What Linux 6.6, 6.1 and 5.19 lack, and each feature alone.
+WITHOUT_66  := -no_iowait,-epoll_wait
+WITHOUT_61  := $(WITHOUT_66),-no_sqarray
+WITHOUT_519 := $(WITHOUT_61),-defer_taskrun,-multishot_recv
+MASKS       ?= none $(WITHOUT_66) $(WITHOUT_61) $(WITHOUT_519) $(addprefix -,multishot_poll skip_cqe registered_ring \
+	coop_taskrun buffer_ring multishot_accept multishot_recv defer_taskrun no_sqarray no_iowait epoll_wait)
+
+.PHONY: test-matrix
+test-matrix: ## all tests on io_uring under the race detector, with what kernels lack masked off (about 40 minutes)
+	POLLUX_TEST_MATRIX=all $(GO) test -race -run TestConformance .
+	@for mask in $(MASKS); do \
+		echo "io_uring without $$mask"; \
+		export POLLUX_BACKEND=io_uring POLLUX_URING_FEATURES=$${mask#none}; \
+		$(GO) test -race . && (cd test && $(GO) test -race $(PACKAGES)) || exit 1; \
+	done
+
 .PHONY: test-sweep
 test-sweep: ## every system call of the scenarios fails once, with every error that makes sense
 	POLLUX_TEST_SWEEP=all $(GO) test -run 'Sweep' -timeout 30m .

@@ -164,22 +164,24 @@ func TestEchoAllocates0(t *testing.T) {
 
 // BenchmarkEcho measures an echo of 64 bytes with a client in the same process, which takes its part of the time.
 func BenchmarkEcho(b *testing.B) {
-	for _, kind := range echoKinds {
-		for _, conns := range []int{1, 64} {
-			b.Run(fmt.Sprintf("api=%s/conns=%d", kind, conns), func(b *testing.B) {
-				addr := serveEchoes(b, Config{Loops: 1}, kind)
-				clients := make([]*rawClient, conns)
-				for i := range clients {
-					clients[i] = newRawClient(b, addr)
-				}
-				echoAll(b, clients)
-				b.ReportAllocs()
-				b.SetBytes(64)
-				b.ResetTimer()
-				for n := 0; n < b.N; n += conns {
-					echoAll(b, clients[:min(conns, b.N-n)])
-				}
-			})
+	for _, backend := range testBackends(b) {
+		for _, kind := range echoKinds {
+			for _, conns := range []int{1, 64} {
+				b.Run(fmt.Sprintf("backend=%s/api=%s/conns=%d", backend, kind, conns), func(b *testing.B) {
+					addr := serveEchoes(b, Config{Loops: 1, Backend: backend, UringFeatures: testFeatures()}, kind)
+					clients := make([]*rawClient, conns)
+					for i := range clients {
+						clients[i] = newRawClient(b, addr)
+					}
+					echoAll(b, clients)
+					b.ReportAllocs()
+					b.SetBytes(64)
+					b.ResetTimer()
+					for n := 0; n < b.N; n += conns {
+						echoAll(b, clients[:min(conns, b.N-n)])
+					}
+				})
+			}
 		}
 	}
 }

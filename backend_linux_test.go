@@ -375,11 +375,10 @@ func TestUringWithout(t *testing.T) {
 	testutil.CheckLeaks(t)
 	masks := map[string]string{
 		"nothing": "",
-		"6.6":     "-no_iowait,-epoll_wait",
-		"6.1":     "-no_iowait,-epoll_wait,-no_sqarray",
-		"5.19":    "-no_iowait,-epoll_wait,-no_sqarray,-defer_taskrun,-multishot_recv",
-		"5.11": "-no_iowait,-epoll_wait,-no_sqarray,-defer_taskrun,-multishot_recv,-multishot_accept,-buffer_ring,-coop_taskrun," +
-			"-registered_ring,-skip_cqe,-multishot_poll",
+		"6.6":     without66,
+		"6.1":     without61,
+		"5.19":    without519,
+		"5.11":    without511,
 	}
 	for _, a := range uring.Answers() {
 		if a.Feature != uring.ExtArg {

@@ -5,20 +5,115 @@ package pollux
 import (
 	"encoding/binary"
 	"errors"
+	"os"
+	"runtime"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/pollux-go/pollux/internal/sys"
 	"github.com/pollux-go/pollux/internal/testutil"
 	"github.com/pollux-go/pollux/internal/testutil/conformance"
+	"github.com/pollux-go/pollux/internal/uring"
 	"github.com/pollux-go/pollux/poller"
 )
 
 func TestConformance(t *testing.T) {
-	conformance.Run(t, []conformance.Target{
+	targets := []conformance.Target{
 		{Name: "epoll", Open: newEpoll, Networks: []string{"tcp", "unix"}},
 		{Name: "epoll-millis", Open: newEpollMillis, Networks: []string{"unix"}},
+	}
+	for _, v := range uringVariants(t) {
+		networks := []string{"tcp", "unix"}
+		if v.mask != "" {
+			networks = networks[1:]
+		}
+		targets = append(targets, conformance.Target{Name: v.name, Open: v.open, Networks: networks})
+	}
+	conformance.Run(t, targets)
+}
+
+// uringVariant is io_uring with features masked off.
+type uringVariant struct{ name, mask string }
+
+// uringVariants are the kinds of io_uring that this kernel can be made to look like. Readiness depends on three features
+// alone. With POLLUX_TEST_MATRIX=all they are those of every kernel, and each feature is missing once.
+func uringVariants(t testing.TB) []uringVariant {
+	c := Default()
+	if err := checkUring(c, false); err != nil {
+		t.Logf("io_uring is not tested: %v", err)
+		return nil
+	}
+	variants := []uringVariant{{"io_uring", ""}, {"io_uring-6.6", without66}, {"io_uring-5.19", without519}}
+	if os.Getenv("POLLUX_TEST_MATRIX") == "all" {
+		variants = append(variants, uringVariant{"io_uring-6.1", without61}, uringVariant{"io_uring-5.11", without511})
+		for _, a := range uring.Answers() {
+			if a.Feature != uring.ExtArg {
+				variants = append(variants, uringVariant{"io_uring-without-" + a.Name, "-" + a.Name})
+			}
+		}
+	}
+	return variants
+}
+
+// What kernels lack.
+const (
+	without66  = "-no_iowait,-epoll_wait"
+	without61  = without66 + ",-no_sqarray"
+	without519 = without61 + ",-defer_taskrun,-multishot_recv"
+	without511 = without519 + ",-multishot_accept,-buffer_ring,-coop_taskrun,-registered_ring,-skip_cqe,-multishot_poll"
+)
+
+func (v uringVariant) open() (poller.Backend, error) {
+	c, err := Config{Backend: KindUring, UringFeatures: v.mask, RingEntries: 8, RingBuffers: 4, RingBufferSize: 256}.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	b, err := newUring(c)
+	if err != nil {
+		return nil, err
+	}
+	o := &onThread{Backend: b, calls: make(chan func()), ended: make(chan struct{})}
+	go o.run()
+	return o, nil
+}
+
+// onThread has one thread make all calls of Wait, as a ring wants it, whoever asks for them.
+type onThread struct {
+	poller.Backend
+	calls chan func()
+	ended chan struct{}
+	once  sync.Once
+
+	closed bool // the thread's
+}
+
+func (o *onThread) run() {
+	runtime.LockOSThread() // The thread ends with the goroutine.
+	defer close(o.ended)
+	for !o.closed {
+		(<-o.calls)()
+	}
+}
+
+func (o *onThread) Wait(events []poller.Event, timeout time.Duration) (n int, err error) {
+	done := make(chan struct{})
+	select {
+	case o.calls <- func() { n, err = o.Backend.Wait(events, timeout); close(done) }:
+		<-done
+		return n, err
+	case <-o.ended:
+		return o.Backend.Wait(events, timeout) // Closed.
+	}
+}
+
+func (o *onThread) Close() error {
+	err := error(poller.ErrClosed)
+	o.once.Do(func() {
+		o.calls <- func() { err, o.closed = o.Backend.Close(), true }
+		<-o.ended
 	})
+	return err
 }
 
 // newEpollMillis is the backend as it is on kernels before 5.11, which do not have epoll_pwait2.

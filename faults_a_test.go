@@ -62,14 +62,18 @@ func TestA1DoubleClose(t *testing.T) {
 			before := closes.Load()
 			closeTogether(t, c.Close)
 			a.wait(t, 1)
-			if n := closes.Load() - before; n != 1 {
-				t.Errorf("%d calls of close(2) for one connection", n)
-			}
 			if err := c.Close(); !errors.Is(err, net.ErrClosed) {
 				t.Errorf("Close after OnClose: %v", err)
 			}
 			if _, err := io.ReadAll(client); err != nil {
 				t.Error(err)
+			}
+			eventually(t, "close(2)", func() bool { return closes.Load() > before }) // A ring lets go of it first.
+			if err := s.Shutdown(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if n := closes.Load() - before; n != 2 {
+				t.Errorf("%d calls of close(2) for one connection and a listener", n)
 			}
 		})
 		t.Run("net", func(t *testing.T) {
@@ -369,7 +373,7 @@ func TestA11CopyOfTheDescriptor(t *testing.T) {
 	eachBackend(t, func(t *testing.T, config Config) {
 		for _, api := range []string{"event", "net"} {
 			t.Run(api, func(t *testing.T) {
-				if config.Backend == KindUring && api == "event" {
+				if api == "event" && completing(config) {
 					t.Skip("a completer shuts the connection down for its copies too, so that the peer sees the end at once")
 				}
 				testutil.CheckLeaks(t)
@@ -436,7 +440,7 @@ func TestA12RemovedBeforeClosed(t *testing.T) {
 	eachBackend(t, func(t *testing.T, config Config) {
 		for _, api := range []string{"event", "net"} {
 			t.Run(api, func(t *testing.T) {
-				if config.Backend == KindUring && api == "event" {
+				if api == "event" && completing(config) {
 					t.Skip("what a completer receives from is in no epoll set")
 				}
 				testutil.CheckLeaks(t)
@@ -451,7 +455,7 @@ func TestA12RemovedBeforeClosed(t *testing.T) {
 						controls[fd]++
 					case sys.OpClose:
 						file, _ := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
-						if strings.HasPrefix(file, "socket:") {
+						if strings.HasPrefix(file, "socket:") && controls[fd] > 0 {
 							closed++
 							if controls[fd] != 2 {
 								t.Errorf("fd %d was closed after %d calls of epoll_ctl", fd, controls[fd])

@@ -655,8 +655,9 @@ func (l *loop) destroy(c *Conn, reason error) {
 	}
 	c.state.Store(stateClosed)
 	fd := int(c.fd)
-	if c.queued() > 0 {
-		sys.SetLinger(fd, 0) // Bytes are dropped: the peer must not take what it got for all.
+	reset := c.queued() > 0 // Bytes are dropped: the peer must not take what it got for all.
+	if reset {
+		sys.SetLinger(fd, 0)
 	}
 	c.fd = -1
 	c.out = nil // The completer holds on to what it sends.
@@ -665,7 +666,7 @@ func (l *loop) destroy(c *Conn, reason error) {
 	// Later events of it are stale.
 	l.sources.Delete(c.token)
 	if l.completes(c) {
-		l.completer.Release(fd, c.token)
+		l.completer.Release(fd, c.token, reset)
 	} else {
 		// Before the close: a copy of the descriptor, as a child process has, would keep the registration alive. It fails
 		// only for a connection that never was registered.

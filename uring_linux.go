@@ -189,6 +189,9 @@ func (u *uringBackend) Break() error { return u.ready.Break() }
 
 // Wait hands over what is complete. One io_uring_enter submits what has been asked for since the last one and waits.
 func (u *uringBackend) Wait(events []poller.Event, timeout time.Duration) (n int, err error) {
+	if u.ready.closed.Load() {
+		return 0, poller.ErrClosed
+	}
 	if len(events) == 0 {
 		return 0, nil
 	}
@@ -406,13 +409,16 @@ func (u *uringBackend) Stop(t poller.Token, f func(*poller.Event)) {
 	}
 }
 
-func (u *uringBackend) Release(fd int, t poller.Token) {
+func (u *uringBackend) Release(fd int, t poller.Token, reset bool) {
 	s := u.find(t)
 	if s == nil || s.armed == 0 {
 		sys.Close(fd)
 	} else {
-		// A close alone would leave the requests running and the peer without its end of stream.
-		sys.Shutdown(fd, sys.SHUT_RDWR)
+		// A close alone would leave the requests running and the peer without its end of stream. A reset cannot come behind
+		// that: it is left to the close, which follows the cancels.
+		if !reset {
+			sys.Shutdown(fd, sys.SHUT_RDWR)
+		}
 		u.letGo(s, fd)
 	}
 	if s != nil {
@@ -633,6 +639,9 @@ func (u *uringBackend) takeReady(events []poller.Event) int {
 }
 
 func (u *uringBackend) Close() error {
+	if u.ready != nil && u.ready.closed.Load() {
+		return poller.ErrClosed
+	}
 	var err error
 	if u.ring != nil {
 		u.quiesce()

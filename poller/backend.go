@@ -84,8 +84,9 @@ type Completer interface {
 	Stop(t Token, f func(*Event))
 
 	// Release ends everything that concerns fd, and closes it when the kernel has let go of it. The peer sees the end of
-	// the stream at once. Events that are under way carry a token that the caller has forgotten by then.
-	Release(fd int, t Token)
+	// the stream at once; with reset, which wants SO_LINGER to be 0 seconds, it sees a reset instead, with the next Wait.
+	// Events that are under way carry a token that the caller has forgotten by then.
+	Release(fd int, t Token, reset bool)
 
 	// Disarm ends everything that concerns t, without closing its descriptor.
 	Disarm(t Token)

@@ -418,8 +418,8 @@ func (t *trial) receive() (multishot bool, err error) {
 		}
 	}()
 	for n := range 3 { // More rounds than buffers.
-		if _, errno := sys.Send(pair[1], []byte(hello)); errno != 0 {
-			return false, fmt.Errorf("send to a socket pair: %w", errno)
+		if _, errno := sys.Write(pair[1], []byte(hello)); errno != 0 {
+			return false, fmt.Errorf("write to a socket pair: %w", errno)
 		}
 		var c CQE
 		if n == 0 {
