@@ -30,6 +30,7 @@ type uringBackend struct {
 	readyArmed  bool
 	readyMore   bool // without EPOLL_WAIT: the set may hold events that were not fetched
 	readyCount  int  // events in readyEvents that were not handed out
+	grow        bool // completions did not fit
 
 	slots   []uringSlot // by slot of the token
 	closing map[poller.Token]*uringClosing
@@ -58,7 +59,7 @@ type uringClosing struct {
 
 // uringStats count what is rare.
 type uringStats struct {
-	overflows, starved, rearms, stale uint64
+	overflows, resizes, starved, rearms, stale uint64
 }
 
 // Kinds of requests, in the bits of user_data above the token.
@@ -87,7 +88,8 @@ const (
 
 	// uringProbed are the features that the backend asks for before it uses them. The other ones are found out as the ring
 	// is set up.
-	uringProbed = uring.EpollWait | uring.MultishotPoll | uring.MultishotAccept | uringReceives
+	uringProbed = uring.EpollWait | uring.MultishotPoll | uring.MultishotAccept | uring.RegisteredRing | uring.SkipCQE |
+		uring.Restrictions | uring.ResizeRings | uringReceives
 	// uringReceives are those without which the backend gives readiness only.
 	uringReceives = uring.MultishotRecv | uring.BufferRing
 )
@@ -215,12 +217,16 @@ func (u *uringBackend) Wait(events []poller.Event, timeout time.Duration) (n int
 	if wait || u.ring.Pending() > 0 || u.ring.NeedsEnter() {
 		if u.ring.Overflowed() {
 			u.stats.overflows++
+			u.grow = u.without&uring.ResizeRings == 0
 		}
 		if errno := u.ring.Enter(wait, timeout); errno != 0 {
 			return 0, fmt.Errorf("wait on io_uring: %w", errno)
 		}
 	}
 	n = u.reap(events)
+	if u.grow && !u.ring.Overflowed() {
+		u.resize()
+	}
 	if err := u.fetchReady(); err != nil && n == 0 {
 		return 0, err
 	}
@@ -230,6 +236,15 @@ func (u *uringBackend) Wait(events []poller.Event, timeout time.Duration) (n int
 		u.ready.waking.Store(false)
 	}
 	return n, nil
+}
+
+// resize doubles the room for completions, after it was too small. An overflow loses none, but each costs memory of the
+// kernel's and a call, and ends every multishot request that it hits.
+func (u *uringBackend) resize() {
+	u.grow = false
+	if _, cq := u.ring.Entries(); u.ring.Resize(2*cq) == 0 {
+		u.stats.resizes++
+	}
 }
 
 // enable makes the calling thread the ring's owner.
@@ -357,6 +372,9 @@ func (u *uringBackend) canceled(t poller.Token) {
 func (u *uringBackend) cancel(kind int, t poller.Token) {
 	if e := u.entry(); e != nil {
 		*e = uring.SQE{Opcode: uring.OpAsyncCancel, Addr: userData(kind, t), UserData: userData(kindCancel, t)}
+		if u.without&uring.SkipCQE == 0 {
+			e.Flags = uring.SkipSuccess
+		}
 	}
 }
 
@@ -643,15 +661,17 @@ func (u *uringBackend) Close() error {
 		return poller.ErrClosed
 	}
 	var err error
+	quiet := true
 	if u.ring != nil {
-		u.quiesce()
-		if u.buffers != nil {
+		// A request that does not end may write for as long as the kernel takes to end the ring. Its memory stays mapped
+		// then, so that nothing else comes to lie there.
+		if quiet = u.quiesce(); quiet && u.buffers != nil {
 			u.buffers.Close()
 		}
 		poller.Disown(u.ring.FD())
 		u.ring.Close()
 	}
-	if u.readyMemory != nil {
+	if u.readyMemory != nil && quiet {
 		sys.Unmap(u.readyMemory)
 	}
 	if u.ready != nil {
@@ -660,32 +680,22 @@ func (u *uringBackend) Close() error {
 	return err
 }
 
-// quiesce ends every request, so that the kernel writes nowhere when the memory is gone.
-func (u *uringBackend) quiesce() {
+// quiesce ends every request, so that the kernel writes nowhere when the memory is gone. It is false when one has not
+// ended.
+func (u *uringBackend) quiesce() (quiet bool) {
 	if !u.enabled {
-		return
+		return true
 	}
 	if e := u.entry(); e != nil {
 		*e = uring.SQE{Opcode: uring.OpAsyncCancel, OpFlags: uring.CancelAny | uring.CancelAll, UserData: userData(kindCancel, 0)}
-	}
-	busy := func() bool {
-		if u.readyArmed || len(u.closing) > 0 {
-			return true
-		}
-		for i := range u.slots {
-			if u.slots[i].armed != 0 {
-				return true
-			}
-		}
-		return false
 	}
 	for i := range u.slots {
 		u.slots[i].cancel = true
 	}
 	var events [64]poller.Event
-	for end := time.Now().Add(time.Second); busy() && time.Now().Before(end); {
-		if u.ring.Enter(true, 10*time.Millisecond) != 0 {
-			return
+	for end := time.Now().Add(time.Second); u.busy(); {
+		if time.Now().After(end) || u.ring.Enter(true, 10*time.Millisecond) != 0 {
+			return false
 		}
 		for _, ev := range events[:u.reap(events[:])] {
 			if ev.Ready&poller.Accepted != 0 && ev.Result >= 0 {
@@ -697,4 +707,18 @@ func (u *uringBackend) quiesce() {
 			}
 		}
 	}
+	return true
+}
+
+// busy tells whether a request is under way.
+func (u *uringBackend) busy() bool {
+	if u.readyArmed || len(u.closing) > 0 {
+		return true
+	}
+	for i := range u.slots {
+		if u.slots[i].armed != 0 {
+			return true
+		}
+	}
+	return false
 }

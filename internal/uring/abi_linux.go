@@ -67,6 +67,14 @@ type resourceUpdate struct {
 	data   uint64
 }
 
+// restriction allows an operation, a kind of registration or flags. what is the number or the flags.
+type restriction struct {
+	kind uint16
+	what uint8
+	_    uint8
+	_    [3]uint32
+}
+
 type queryHeader struct {
 	next   uint64
 	data   uint64
@@ -96,6 +104,7 @@ var (
 	_ [24]byte  = [unsafe.Sizeof(getEventsArg{})]byte{}
 	_ [16]byte  = [unsafe.Sizeof(timespec{})]byte{}
 	_ [16]byte  = [unsafe.Sizeof(resourceUpdate{})]byte{}
+	_ [16]byte  = [unsafe.Sizeof(restriction{})]byte{}
 	_ [40]byte  = [unsafe.Sizeof(queryHeader{})]byte{}
 	_ [48]byte  = [unsafe.Sizeof(queryOpcodes{})]byte{}
 	_ [120]byte = [unsafe.Sizeof(iouring.IOURingParams{})]byte{}

@@ -22,6 +22,8 @@ const (
 	SkipCQE                             // 5.17
 	ExtArg                              // 5.11
 	MultishotPoll                       // 5.13
+	Restrictions                        // 5.10
+	ResizeRings                         // 6.13
 )
 
 var featureNames = []struct {
@@ -30,6 +32,7 @@ var featureNames = []struct {
 	since   string
 	without string // what pollux does without it
 }{
+	{Restrictions, "restrictions", "5.10", "a ring takes every operation, not only those that pollux uses"},
 	{ExtArg, "ext_arg", "5.11", "io_uring is not used: waits would have no timeouts"},
 	{MultishotPoll, "multishot_poll", "5.13", "where epoll_wait is missing too, a poll of the epoll set for each wait"},
 	{SkipCQE, "skip_cqe", "5.17", "a completion for each send"},
@@ -40,6 +43,7 @@ var featureNames = []struct {
 	{MultishotRecv, "multishot_recv", "6.0", "receives by readiness"},
 	{DeferTaskrun, "defer_taskrun", "6.1", "completions run at the kernel's choice; auto takes epoll"},
 	{NoSQArray, "no_sqarray", "6.6", "one more indirection a submission"},
+	{ResizeRings, "resize_rings", "6.13", "a queue of completions that was too small stays so, and costs a call each time"},
 	{NoIOWait, "no_iowait", "6.15", "a sleeping loop counts as iowait"},
 	{EpollWait, "epoll_wait", "6.15", "a multishot poll on the epoll set, and one more call a batch"},
 }

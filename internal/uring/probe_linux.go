@@ -29,13 +29,15 @@ var (
 	haveNoSQArray       = newProbe(NoSQArray, setupFlag(setupNoSQArray), nil)
 	haveEpollWait       = newProbe(EpollWait, nil, tryEpollWait)
 	haveNoIOWait        = newProbe(NoIOWait, nil, featureBit(featNoIOWait))
+	haveRestrictions    = newProbe(Restrictions, tryRestrictions, nil)
+	haveResizeRings     = newProbe(ResizeRings, nil, tryResizeRings)
 )
 
 var probes = map[Feature]*probe{
 	ExtArg: haveExtArg, SkipCQE: haveSkipCQE, MultishotPoll: haveMultishotPoll, RegisteredRing: haveRegisteredRing,
 	CoopTaskrun: haveCoopTaskrun, BufferRing: haveBufferRing, MultishotAccept: haveMultishotAccept,
 	MultishotRecv: haveMultishotRecv, DeferTaskrun: haveDeferTaskrun, NoSQArray: haveNoSQArray,
-	EpollWait: haveEpollWait, NoIOWait: haveNoIOWait,
+	EpollWait: haveEpollWait, NoIOWait: haveNoIOWait, Restrictions: haveRestrictions, ResizeRings: haveResizeRings,
 }
 
 // Probe tells whether the kernel has a feature, which must be a single one: nil if it has, an [UnsupportedError] if it
@@ -186,6 +188,12 @@ func answered(errno sys.Errno) (bool, error) {
 	return true, nil
 }
 
+// answeredNo is a no, if the call without the feature has worked.
+func answeredNo(errno sys.Errno) (bool, error) {
+	_, err := answered(errno)
+	return false, err
+}
+
 // trialTime is how long anything on a throw-away ring may take. All of it happens inside the kernel and takes
 // microseconds.
 const trialTime = 2 * time.Second
@@ -214,8 +222,8 @@ func run(o Options, f func(*trial) error) error {
 		return err
 	}
 	defer r.Close()
-	// Registering the ring is a probe of its own.
-	if err := r.Enable(o.Without | RegisteredRing); err != nil {
+	// Registering the ring is a probe of its own, and so are restrictions, which would be in the way of others.
+	if err := r.Enable(o.Without | RegisteredRing | Restrictions); err != nil {
 		return err
 	}
 	t := &trial{Ring: r, end: time.Now().Add(trialTime)}
@@ -317,8 +325,49 @@ func tryRegisteredRing(t *trial) (bool, error) {
 	update := &resourceUpdate{offset: ^uint32(0), data: uint64(t.fd)}
 	switch errno := sys.UringRegister(t.fd, registerRingFDs, unsafe.Pointer(update), 1); errno {
 	case 0:
-		_ = sys.UringRegister(t.fd, unregisterRingFDs, unsafe.Pointer(update), 1)
-		return true, nil
+		// Else it would hold the ring until the thread ends.
+		update = &resourceUpdate{offset: update.offset}
+		return answered(sys.UringRegister(t.fd, unregisterRingFDs, unsafe.Pointer(update), 1))
+	case sys.EINVAL:
+		return false, nil
+	default:
+		return false, errno
+	}
+}
+
+// tryRestrictions makes a ring that takes no-ops alone, and has it refuse something else.
+func tryRestrictions() (bool, error) {
+	r, errno := open(step{flags: setupDisabled}, Options{Entries: 2})
+	if errno != 0 {
+		return false, errno
+	}
+	defer r.Close()
+	all := []restriction{{kind: restrictSQEOp, what: OpNop}, {kind: restrictRegisterOp, what: registerEnable}}
+	switch errno := sys.UringRegister(r.fd, registerRestrictions, unsafe.Pointer(&all[0]), uint32(len(all))); errno {
+	case 0:
+	case sys.EINVAL:
+		return answeredNo(sys.UringRegister(r.fd, registerEnable, nil, 0))
+	default:
+		return false, errno
+	}
+	if errno := sys.UringRegister(r.fd, registerEnable, nil, 0); errno != 0 {
+		return false, errno
+	}
+	t := &trial{Ring: r, end: time.Now().Add(trialTime)}
+	if err := t.nop(); err != nil {
+		return false, err
+	}
+	c, err := t.do(SQE{Opcode: OpAsyncCancel, UserData: 2})
+	return c.Res == -int32(sys.EACCES), err
+}
+
+func tryResizeRings(t *trial) (bool, error) {
+	if t.used&DeferTaskrun == 0 {
+		return false, nil // It needs that.
+	}
+	switch errno := t.Resize(2 * len(t.cqes)); errno {
+	case 0:
+		return true, t.nop()
 	case sys.EINVAL:
 		return false, nil
 	default:

@@ -150,6 +150,8 @@ func (r *Ring) mmap() (errno sys.Errno) {
 		return errno
 	}
 	if r.entries, errno = sys.MapRing(r.fd, offSQEs, int(p.SQEntries)*int(unsafe.Sizeof(SQE{}))); errno != 0 {
+		sys.Unmap(r.queues)
+		r.queues = nil
 		return errno
 	}
 	// SAFETY: the kernel has told these offsets into mappings that live as long as the ring; it aligns them.
@@ -171,9 +173,50 @@ func (r *Ring) mmap() (errno sys.Errno) {
 	return 0
 }
 
+// What a ring takes once it is enabled: somebody who gets hold of it can do nothing else with it.
+var (
+	allowedOps = []struct {
+		op    uint8
+		since Feature // the kernel refuses to be told of operations that it does not know
+	}{
+		{OpNop, 0}, {OpPollAdd, 0}, {OpAccept, 0}, {OpAsyncCancel, 0}, {OpSend, 0}, {OpRecv, 0}, {OpEpollWait, EpollWait},
+	}
+	allowedRegisters = []struct {
+		op    uint8
+		since Feature
+	}{
+		{registerEnable, 0}, {registerIOWQWorkers, SkipCQE}, {registerRingFDs, RegisteredRing}, {unregisterRingFDs, RegisteredRing},
+		{registerBufRing, BufferRing}, {unregisterBufRing, BufferRing}, {registerResize, ResizeRings},
+	}
+)
+
+const allowedFlags = BufferSelect | SkipSuccess
+
+// restrict has the ring take what pollux uses, and nothing else, from Enable on.
+func (r *Ring) restrict(without Feature) sys.Errno {
+	all := []restriction{{kind: restrictSQEFlags, what: allowedFlags}}
+	for _, a := range allowedOps {
+		if a.since&without == 0 {
+			all = append(all, restriction{kind: restrictSQEOp, what: a.op})
+		}
+	}
+	for _, a := range allowedRegisters {
+		if a.since&without == 0 {
+			all = append(all, restriction{kind: restrictRegisterOp, what: a.op})
+		}
+	}
+	return sys.UringRegister(r.fd, registerRestrictions, unsafe.Pointer(&all[0]), uint32(len(all)))
+}
+
 // Enable starts the ring and makes the calling thread its owner. What belongs to a thread alone, as its registered ring,
-// is set up here. without masks features off.
+// is set up here. without are features that are masked off, or that the kernel lacks.
 func (r *Ring) Enable(without Feature) error {
+	if without&Restrictions == 0 {
+		if errno := r.restrict(without); errno != 0 {
+			return fmt.Errorf("restrict the io_uring to the operations in use: %w", errno)
+		}
+		r.used |= Restrictions
+	}
 	if errno := sys.UringRegister(r.fd, registerEnable, nil, 0); errno != 0 {
 		return fmt.Errorf("enable the io_uring: %w", errno)
 	}
@@ -194,6 +237,26 @@ func (r *Ring) Enable(without Feature) error {
 	workers := &[2]uint32{1, 1}
 	_ = sys.UringRegister(r.fd, registerIOWQWorkers, unsafe.Pointer(workers), 2)
 	return nil
+}
+
+// cqMost is how many completions a ring may have room for.
+const cqMost = 65536
+
+// Resize makes room for more completions, up to 65,536, since 6.13. The queues move: nothing of them may be held. It fails
+// with EOVERFLOW while completions wait outside of the queue.
+func (r *Ring) Resize(cq int) sys.Errno {
+	atomic.StoreUint32(r.sqTail, r.tail) // The kernel takes what is pending along.
+	p := &sys.UringParams{SQEntries: r.params.SQEntries, CQEntries: uint32(min(cq, cqMost)), Flags: setupCQSize | setupClamp}
+	if errno := sys.UringRegister(r.fd, registerResize, unsafe.Pointer(p), 1); errno != 0 {
+		return errno
+	}
+	queues, entries := r.queues, r.entries
+	p.Features = r.params.Features
+	r.params = *p
+	errno := r.mmap()
+	sys.Unmap(queues)
+	sys.Unmap(entries)
+	return errno
 }
 
 // FD returns the ring's descriptor.

@@ -177,3 +177,84 @@ func TestParseMask(t *testing.T) {
 		}
 	}
 }
+
+// A ring takes what pollux uses and nothing else.
+func TestRestrictions(t *testing.T) {
+	if err := Probe(Restrictions); err != nil {
+		t.Skip(err)
+	}
+	without, err := Missing(^Feature(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	onThread(t, Options{Entries: 8, CQEntries: 16, Without: without}, func(r *Ring) {
+		for _, sqe := range []SQE{
+			{Opcode: OpRead, FD: 0},
+			{Opcode: OpClose, FD: 0},
+			{Opcode: OpNop, Flags: 1 << 4}, // IOSQE_ASYNC
+		} {
+			*r.Next() = sqe
+			if errno := r.Enter(true, time.Minute); errno != 0 {
+				t.Error(errno)
+			}
+			if n := r.Reap(1, func(c *CQE) {
+				if c.Res != -int32(sys.EACCES) {
+					t.Errorf("operation %d, flags %#x: the result is %d", sqe.Opcode, sqe.Flags, c.Res)
+				}
+			}); n != 1 {
+				t.Errorf("%d completions", n)
+			}
+		}
+		if errno := sys.UringRegister(r.FD(), registerFiles2, nil, 0); errno != sys.EACCES {
+			t.Errorf("files are registered: %v", errno)
+		}
+	})
+}
+
+// The room for completions grows while some wait, and while submissions do.
+func TestResize(t *testing.T) {
+	if err := Probe(ResizeRings); err != nil {
+		t.Skip(err)
+	}
+	onThread(t, Options{Entries: 8, CQEntries: 16}, func(r *Ring) {
+		submitted, reaped := uint64(0), uint64(0)
+		submit := func(n int) {
+			for range n {
+				*r.Next() = SQE{Opcode: OpNop, UserData: submitted}
+				submitted++
+			}
+		}
+		for round := range 6 {
+			submit(8)
+			if errno := r.Enter(false, 0); errno != 0 {
+				t.Error(errno)
+			}
+			submit(3)
+			if errno := r.Resize(32 << round); errno != 0 {
+				t.Errorf("round %d: %v", round, errno)
+				return
+			}
+			if sq, cq := r.Entries(); sq != 8 || cq != 32<<round {
+				t.Errorf("round %d: %d and %d entries", round, sq, cq)
+			}
+			if errno := r.Enter(false, 0); errno != 0 {
+				t.Error(errno)
+			}
+			r.Reap(7, func(c *CQE) {
+				if c.UserData != reaped {
+					t.Errorf("completion %d instead of %d", c.UserData, reaped)
+				}
+				reaped++
+			})
+		}
+		r.Reap(1000, func(c *CQE) {
+			if c.UserData != reaped {
+				t.Errorf("completion %d instead of %d", c.UserData, reaped)
+			}
+			reaped++
+		})
+		if reaped != submitted {
+			t.Errorf("%d completions of %d", reaped, submitted)
+		}
+	})
+}
