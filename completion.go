@@ -30,13 +30,51 @@ func (l *loop) disarm(c *Conn) {
 	}
 }
 
+// pauseInput stops the input of a connection that is paused. Its end is told all the same.
+func (l *loop) pauseInput(c *Conn) {
+	if c.flags&flagArmed != 0 {
+		l.disarm(c) // The watch begins when that is through.
+	} else if c.fd >= 0 {
+		l.watch(c)
+	}
+}
+
 // rearm begins again to receive, once a read has found nothing.
 func (l *loop) rearm(c *Conn) {
 	if !l.completes(c) || c.flags&(flagArmed|flagEOF|flagMayRead) != 0 || c.paused.Load() || c.isClosed() || c.linger != 0 && c.flags&flagDiscard == 0 {
 		return
 	}
-	if err := l.arm(c); err != nil {
+	var err error
+	if c.flags&flagBulk != 0 {
+		err = l.completer.AwaitReadable(int(c.fd), c.token)
+	} else {
+		err = l.arm(c)
+	}
+	if err != nil {
 		l.destroy(c, err)
+	}
+}
+
+// goBulk has a connection read by readiness from now on, into the loop's buffer, because more comes than fits into one of
+// the completer's: a call for each buffer of the handler, and of send(2) for each of its answers, costs more than a call
+// of recv(2) for many of them.
+func (l *loop) goBulk(c *Conn) {
+	if c.flags&(flagBulk|flagArmed) == flagArmed && !c.isClosed() {
+		c.flags |= flagBulk
+		l.disarm(c)
+	}
+}
+
+// readBulk handles a read of n bytes, shorter than it might have been, on such a connection. Two in a row that would have
+// fitted into a buffer of the completer's end it.
+func (l *loop) readBulk(c *Conn, n int) {
+	switch {
+	case n > l.completer.BufferSize():
+		c.flags &^= flagSmall
+	case c.flags&flagSmall == 0:
+		c.flags |= flagSmall
+	default:
+		c.flags &^= flagBulk | flagSmall
 	}
 }
 
@@ -58,6 +96,9 @@ func (l *loop) received(c *Conn, ev *poller.Event) {
 		l.recycle()
 		if ev.Ready&poller.Emptied != 0 && l.silent && c.flags&flagArmed != 0 && !c.isClosed() && !l.alive(c) {
 			return
+		}
+		if ev.Ready&poller.Emptied == 0 && int(ev.Result) >= l.completer.BufferSize() {
+			l.goBulk(c)
 		}
 		if c.flags&flagDraining != 0 && !c.isClosed() {
 			l.disarm(c) // Only a read that finds nothing says that nothing is under way.
@@ -155,9 +196,15 @@ func (l *loop) takeBatch(t poller.Token, f func(*poller.Event)) {
 	}
 }
 
-// flightMost is the largest send that is left to a completer: it goes out with the loop's next wait, at no system call
-// of its own, for a copy.
-const flightMost = 2 << 10
+const (
+	// flightMost is the largest send that is left to a completer: it goes out with the loop's next wait, at no system call
+	// of its own, for a copy. It is what a callback gathers.
+	flightMost = corkSize
+
+	// flightSmall is how much memory for flights is kept in any number, and flightsLarge how often more is kept.
+	flightSmall  = 2 << 10
+	flightsLarge = 64
+)
 
 // launch gives what is queued to the completer. It is false where that is not the way: flush is then. mu is held, on the
 // loop.
@@ -170,8 +217,9 @@ func (l *loop) launch(c *Conn) bool {
 	queue := o
 	if o == &l.cork {
 		o = l.flightOf()
-	} else if o.store == nil {
-		o.store = make([]byte, 0, flightMost)
+	}
+	if cap(o.store) < n {
+		o.store = make([]byte, 0, max(flightSmall, roundUp(n)))
 	}
 	o.flight = append(o.store[:0], queue.buf[queue.head:]...)
 	if l.completer.Send(int(c.fd), c.token, o.flight) != nil {
@@ -184,14 +232,25 @@ func (l *loop) launch(c *Conn) bool {
 	return true
 }
 
-// flightOf returns an empty queue with memory for a flight.
+// flightOf returns an empty queue, with memory for a flight if there is any.
 func (l *loop) flightOf() *outbound {
 	if n := len(l.flights); n > 0 {
 		o := l.flights[n-1]
 		l.flights = l.flights[:n-1]
 		return o
 	}
-	return &outbound{store: make([]byte, 0, flightMost)}
+	return new(outbound)
+}
+
+// keepFlight keeps an empty queue for others.
+func (l *loop) keepFlight(o *outbound) {
+	if cap(o.buf) > flightSmall {
+		o.buf = nil
+	}
+	if cap(o.store) > flightSmall && len(l.flights) > flightsLarge {
+		o.store = nil
+	}
+	l.flights = append(l.flights, o)
 }
 
 // landed handles the result of a send of the completer's.
@@ -199,9 +258,15 @@ func (l *loop) landed(c *Conn, result int32) {
 	c.mu.Lock()
 	o := c.out
 	var err error
-	switch {
+	switch errno := sys.Errno(-result); {
+	case result < 0 && (errno == sys.ENOBUFS || errno == sys.ENOMEM || errno == sys.EINTR):
+		// The kernel has no memory at the moment: the loop's timer tries again.
+		o.buf, o.head, o.flight = append(append([]byte(nil), o.flight...), o.buf[o.head:]...), 0, nil
+		c.mu.Unlock()
+		l.starve(c)
+		return
 	case result < 0:
-		err = os.NewSyscallError(sys.OpSend.String(), sys.Errno(-result))
+		err = os.NewSyscallError(sys.OpSend.String(), errno)
 	case int(result) < len(o.flight):
 		o.flight = o.flight[result:]
 		if err = l.completer.Send(int(c.fd), c.token, o.flight); err == nil {
@@ -213,9 +278,7 @@ func (l *loop) landed(c *Conn, result int32) {
 		c.blocked.Store(false)
 		if o.len() == 0 {
 			c.out = nil
-			if cap(o.buf) <= flightMost {
-				l.flights = append(l.flights, o)
-			}
+			l.keepFlight(o)
 			if c.state.Load() == stateFinished {
 				err = c.shutdownWrite()
 			}

@@ -61,6 +61,8 @@ const (
 	flagQuiet                           // draining, and a read has just found nothing: it may be closed at once
 	flagArmed                           // a completer receives for it
 	flagDeliver                         // resumed: what is buffered is to be delivered again
+	flagBulk                            // much comes: it is read by readiness, into more than a completer's buffer
+	flagSmall                           // of those: the last read would have fitted into one
 )
 
 // connState says how far a connection's writing direction has come. It only grows.

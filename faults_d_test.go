@@ -644,7 +644,7 @@ func TestD16ErrorsThatPass(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if err := exchange(s.dial(t), 2, 100, 1000); err != nil {
+		if err := exchange(s.dial(t), 2, 100, 20_000); err != nil {
 			t.Error(err)
 		}
 		mu.Lock()

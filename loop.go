@@ -295,13 +295,17 @@ func (l *loop) read(c *Conn) {
 		l.ended(c)
 	default:
 		c.in.filled(l.buffer, n)
-		if n < len(space) && c.flags&(flagStream|flagTalkative|flagDraining) == flagStream && !l.completes(c) {
+		if n < len(space) && c.flags&(flagStream|flagTalkative|flagDraining) == flagStream && (c.flags&flagBulk != 0 || !l.completes(c)) {
 			// A TCP stream that gave less than it was asked for is empty; what comes next makes an edge.
 			c.flags &^= flagMayRead
 		} else {
 			l.later(c)
 		}
 		l.data(c)
+		if c.flags&(flagBulk|flagMayRead) == flagBulk {
+			l.readBulk(c, n)
+			l.rearm(c)
+		}
 	}
 }
 
@@ -351,8 +355,8 @@ func (l *loop) enter(c *Conn) {
 // the handler returned.
 func (l *loop) finish(c *Conn, err error) {
 	asked, failed := l.leave(c)
-	if c.paused.Load() && c.flags&flagArmed != 0 {
-		l.disarm(c)
+	if c.paused.Load() && c.flags&(flagArmed|flagBulk) != 0 {
+		l.pauseInput(c)
 	}
 	if c.fd < 0 {
 		l.closed(c, ErrDetached)
@@ -639,6 +643,7 @@ func (l *loop) discard(c *Conn) {
 	switch {
 	case errno == sys.EAGAIN:
 		c.flags &^= flagMayRead
+		l.rearm(c)
 	case errno != 0 || n == 0:
 		l.destroy(c, c.reason)
 	default:

@@ -44,7 +44,7 @@ type uringBackend struct {
 type uringSlot struct {
 	token   poller.Token
 	fd      int32
-	armed   uint8  // kinds under way, as bits
+	armed   uint16 // kinds under way, as bits
 	send    []byte // kept alive while the kernel reads it
 	cancel  bool   // a Cancel was asked for: do not arm again
 	starved bool   // a receive has found no buffer
@@ -53,7 +53,7 @@ type uringSlot struct {
 // uringClosing is a released descriptor that the kernel still uses.
 type uringClosing struct {
 	fd    int // -1: it is not ours to close
-	armed uint8
+	armed uint16
 	send  []byte
 }
 
@@ -68,6 +68,7 @@ const (
 	kindReceive
 	kindPoll
 	kindHangUp
+	kindReadable
 	kindSend
 	kindCancel
 	kindReady
@@ -324,6 +325,10 @@ func (u *uringBackend) AwaitWritable(fd int, t poller.Token) error {
 	return u.submit(fd, t, kindPoll, uring.SQE{Opcode: uring.OpPollAdd, OpFlags: sys.EPOLLOUT})
 }
 
+func (u *uringBackend) AwaitReadable(fd int, t poller.Token) error {
+	return u.submit(fd, t, kindReadable, uring.SQE{Opcode: uring.OpPollAdd, OpFlags: sys.EPOLLIN})
+}
+
 func (u *uringBackend) AwaitHangUp(fd int, t poller.Token) error {
 	// A mask of nothing: the kernel adds errors and hang-ups to every poll.
 	return u.submit(fd, t, kindHangUp, uring.SQE{Opcode: uring.OpPollAdd})
@@ -460,7 +465,7 @@ func (u *uringBackend) letGo(s *uringSlot, fd int) {
 }
 
 // cancelAll cancels the requests of the kinds that are armed.
-func (u *uringBackend) cancelAll(t poller.Token, armed uint8) {
+func (u *uringBackend) cancelAll(t poller.Token, armed uint16) {
 	for kind := kindAccept; kind <= kindSend; kind++ {
 		if armed&(1<<kind) != 0 {
 			u.cancel(kind, t)
@@ -471,6 +476,8 @@ func (u *uringBackend) cancelAll(t poller.Token, armed uint8) {
 func (u *uringBackend) Bytes(ev *poller.Event) []byte {
 	return u.buffers.Take(ev.Ready.Buffer(), int(ev.Result))
 }
+
+func (u *uringBackend) BufferSize() int { return u.buffers.Size() }
 
 func (u *uringBackend) Recycle(ev *poller.Event) { u.buffers.Return(ev.Ready.Buffer()) }
 
@@ -551,6 +558,11 @@ func (u *uringBackend) complete(c *uring.CQE, ev *poller.Event) bool {
 	case kindSend:
 		s.send = nil
 		*ev = poller.Event{Token: t, Ready: poller.Sent, Result: c.Res}
+	case kindReadable:
+		if c.Res < 0 {
+			return false
+		}
+		*ev = poller.Event{Token: t, Ready: readyOf(uint32(c.Res))}
 	case kindHangUp:
 		if c.Res < 0 {
 			return false

@@ -73,6 +73,9 @@ type Completer interface {
 	// AwaitWritable asks for one event with Writable as soon as the socket has room.
 	AwaitWritable(fd int, t Token) error
 
+	// AwaitReadable asks for one event with Readable as soon as a read would find something.
+	AwaitReadable(fd int, t Token) error
+
 	// AwaitHangUp asks for one event with Failed or HungUp, for a socket that nothing is received on.
 	AwaitHangUp(fd int, t Token) error
 
@@ -90,6 +93,9 @@ type Completer interface {
 
 	// Disarm ends everything that concerns t, without closing its descriptor.
 	Disarm(t Token)
+
+	// BufferSize is the most that one event with Received brings.
+	BufferSize() int
 
 	// Bytes returns what came with an event that has Received. They are the caller's until Recycle, which must follow.
 	Bytes(ev *Event) []byte

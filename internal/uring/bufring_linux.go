@@ -65,6 +65,9 @@ func (r *Ring) NewBufRing(group uint16, count, size int) (*BufRing, error) {
 // Group returns the number that receives name the ring by.
 func (b *BufRing) Group() uint16 { return b.group }
 
+// Size returns how much a buffer holds.
+func (b *BufRing) Size() int { return b.size }
+
 // Len returns how many buffers there are, and Free how many of them the kernel has.
 func (b *BufRing) Len() int { return len(b.entries) }
 
