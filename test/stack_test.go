@@ -30,7 +30,12 @@ var std = stack{name: "std"}
 func ours(t testing.TB) stack {
 	t.Helper()
 	testutil.CheckLeaks(t)
-	e, err := pollux.New(pollux.Config{Loops: 1})
+	config, err := pollux.ConfigFromEnv(os.LookupEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.Loops = 1
+	e, err := pollux.New(config)
 	if err != nil {
 		t.Fatal(err)
 	}
