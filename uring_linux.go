@@ -35,6 +35,7 @@ type uringBackend struct {
 	slots   []uringSlot // by slot of the token
 	closing map[poller.Token]*uringClosing
 	starved []poller.Token // receives that found no buffer
+	sated   []poller.Token // those of them that had got some since they were armed
 	backlog []poller.Event // what Stop has met of others
 
 	stats uringStats
@@ -48,6 +49,7 @@ type uringSlot struct {
 	send    []byte // kept alive while the kernel reads it
 	cancel  bool   // a Cancel was asked for: do not arm again
 	starved bool   // a receive has found no buffer
+	fed     bool   // it has found some since it was armed
 }
 
 // uringClosing is a released descriptor that the kernel still uses.
@@ -79,8 +81,6 @@ func userData(kind int, t poller.Token) uint64 { return uint64(kind)<<poller.Tok
 const (
 	// uringGroup is the number of the ring of buffers.
 	uringGroup = 0
-	// uringCompletions is how many completions there is room for, for each submission: multishot requests make many.
-	uringCompletions = 8
 	// uringBuffersMin is as small as the ring of buffers is made when memory is short.
 	uringBuffersMin = 64
 
@@ -94,6 +94,10 @@ const (
 	// uringReceives are those without which the backend gives readiness only.
 	uringReceives = uring.MultishotRecv | uring.BufferRing
 )
+
+// uringCompletions is how many completions there is room for, for each submission: multishot requests make many. Tests have
+// fewer.
+var uringCompletions = 8
 
 // checkUring tells whether the backend works here, by a test of the whole path on a small ring. auto has higher demands
 // than somebody who asks for the backend by its name.
@@ -209,10 +213,10 @@ func (u *uringBackend) Wait(events []poller.Event, timeout time.Duration) (n int
 		return n, nil
 	}
 	mayBlock := timeout != 0
-	u.rearmStarved()
 	if u.buffers != nil {
-		u.buffers.Publish()
+		u.buffers.Publish() // First, so that those who have waited longest get them.
 	}
+	u.rearmStarved()
 	u.armReady()
 	wait := mayBlock && !u.ready.broken && u.readyCount == 0 && !u.readyMore && !u.ring.Ready()
 	if wait || u.ring.Pending() > 0 || u.ring.NeedsEnter() {
@@ -530,6 +534,7 @@ func (u *uringBackend) complete(c *uring.CQE, ev *poller.Event) bool {
 		}
 		*ev = poller.Event{Token: t, Ready: poller.Accepted, Result: c.Res}
 	case kindReceive:
+		s.fed = s.fed || c.Res > 0
 		if c.Res > 0 && c.Flags&uring.CQEMore == 0 && !s.cancel {
 			u.stats.rearms++
 			_ = u.Receive(int(s.fd), t)
@@ -544,7 +549,11 @@ func (u *uringBackend) complete(c *uring.CQE, ev *poller.Event) bool {
 				// It is armed again when buffers have come back, and not before: it would fail at once.
 				u.stats.starved++
 				s.starved = true
-				u.starved = append(u.starved, t)
+				if s.fed {
+					u.sated = append(u.sated, t)
+				} else {
+					u.starved = append(u.starved, t)
+				}
 				return false
 			}
 		}
@@ -593,18 +602,21 @@ func (u *uringBackend) completeStale(c *uring.CQE, kind int, t poller.Token) {
 	}
 }
 
-// rearmStarved arms receives again that have found no buffer, once a quarter of them is free.
+// rearmStarved arms receives again that have found no buffer, once a quarter of them is free. Those that have got nothing
+// come first: a flood, which takes every buffer in one go, would be the first one again each time.
 func (u *uringBackend) rearmStarved() {
-	if len(u.starved) == 0 || u.buffers.Free() < u.buffers.Len()/4 {
+	if len(u.starved)+len(u.sated) == 0 || u.buffers.Free() < u.buffers.Len()/4 {
 		return
 	}
-	for _, t := range u.starved {
-		if s := u.find(t); s != nil && s.starved {
-			s.starved = false
-			_ = u.Receive(int(s.fd), t)
+	for _, list := range [...][]poller.Token{u.starved, u.sated} {
+		for _, t := range list {
+			if s := u.find(t); s != nil && s.starved {
+				s.starved, s.fed = false, false
+				_ = u.Receive(int(s.fd), t)
+			}
 		}
 	}
-	u.starved = u.starved[:0]
+	u.starved, u.sated = u.starved[:0], u.sated[:0]
 }
 
 // armReady has the ring wait on the epoll set.
