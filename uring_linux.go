@@ -32,6 +32,7 @@ type uringBackend struct {
 	readyCount  int  // events in readyEvents that were not handed out
 	grow        bool // completions did not fit
 
+	late    []uring.SQE // submissions that the kernel does not take at the moment, in order
 	slots   []uringSlot // by slot of the token
 	closing map[poller.Token]*uringClosing
 	starved []poller.Token // receives that found no buffer
@@ -216,9 +217,10 @@ func (u *uringBackend) Wait(events []poller.Event, timeout time.Duration) (n int
 	if u.buffers != nil {
 		u.buffers.Publish() // First, so that those who have waited longest get them.
 	}
+	u.submitLate()
 	u.rearmStarved()
 	u.armReady()
-	wait := mayBlock && !u.ready.broken && u.readyCount == 0 && !u.readyMore && !u.ring.Ready()
+	wait := mayBlock && !u.ready.broken && u.readyCount == 0 && !u.readyMore && !u.ring.Ready() && len(u.late) == 0
 	if wait || u.ring.Pending() > 0 || u.ring.NeedsEnter() {
 		if u.ring.Overflowed() {
 			u.stats.overflows++
@@ -261,19 +263,39 @@ func (u *uringBackend) enable() error {
 	return nil
 }
 
-// entry returns a free submission, after an enter if there is none.
-func (u *uringBackend) entry() *uring.SQE {
-	for range 64 {
-		if sqe := u.ring.Next(); sqe != nil {
-			return sqe
+// push submits with the next enter, after what was pushed before.
+func (u *uringBackend) push(sqe *uring.SQE) {
+	if len(u.late) == 0 {
+		if e := u.entry(); e != nil {
+			*e = *sqe
+			return
 		}
-		_ = u.ring.Enter(false, 0)
 	}
-	return nil
+	// Until completions are reaped, or the kernel has memory again. There are at most a few for each descriptor.
+	u.late = append(u.late, *sqe)
 }
 
-// errRingStuck is what is left when the kernel does not take submissions any more.
-var errRingStuck = errors.New("the io_uring takes no submissions")
+// entry returns a free submission, after an enter if there is none; nil if that does not help.
+func (u *uringBackend) entry() *uring.SQE {
+	if sqe := u.ring.Next(); sqe != nil {
+		return sqe
+	}
+	_ = u.ring.Enter(false, 0)
+	return u.ring.Next()
+}
+
+// submitLate submits what the kernel did not take before.
+func (u *uringBackend) submitLate() {
+	n := 0
+	for ; n < len(u.late); n++ {
+		e := u.entry()
+		if e == nil {
+			break
+		}
+		*e = u.late[n]
+	}
+	u.late = append(u.late[:0], u.late[n:]...)
+}
 
 // slot returns the state of a token's slot, which becomes the token's if it was another one's.
 func (u *uringBackend) slot(fd int, t poller.Token) *uringSlot {
@@ -344,13 +366,9 @@ func (u *uringBackend) submit(fd int, t poller.Token, kind int, sqe uring.SQE) e
 	if s.armed&(1<<kind) != 0 {
 		return nil
 	}
-	e := u.entry()
-	if e == nil {
-		return errRingStuck
-	}
 	sqe.FD = int32(fd)
 	sqe.UserData = userData(kind, t)
-	*e = sqe
+	u.push(&sqe)
 	s.armed |= 1 << kind
 	return nil
 }
@@ -379,12 +397,11 @@ func (u *uringBackend) canceled(t poller.Token) {
 
 // cancel asks for the end of one request. Its own completion is of no interest: the request's says that it has ended.
 func (u *uringBackend) cancel(kind int, t poller.Token) {
-	if e := u.entry(); e != nil {
-		*e = uring.SQE{Opcode: uring.OpAsyncCancel, Addr: userData(kind, t), UserData: userData(kindCancel, t)}
-		if u.without&uring.SkipCQE == 0 {
-			e.Flags = uring.SkipSuccess
-		}
+	e := uring.SQE{Opcode: uring.OpAsyncCancel, Addr: userData(kind, t), UserData: userData(kindCancel, t)}
+	if u.without&uring.SkipCQE == 0 {
+		e.Flags = uring.SkipSuccess
 	}
+	u.push(&e)
 }
 
 // cancelAgain repeats a cancel that has found nothing. The request may have been on its way from one place that the kernel
@@ -419,6 +436,7 @@ func (u *uringBackend) Stop(t poller.Token, f func(*poller.Event)) {
 		}
 	}
 	for s.armed&(1<<kindReceive|1<<kindAccept) != 0 {
+		u.submitLate()
 		// A cancel runs as it is submitted, so one enter brings the end, unless the completions before it are many.
 		if !u.ring.Ready() {
 			if errno := u.ring.Enter(true, time.Second); errno != 0 {
@@ -624,12 +642,7 @@ func (u *uringBackend) armReady() {
 	if u.readyArmed || u.readyCount > 0 {
 		return
 	}
-	e := u.entry()
-	if e == nil {
-		return
-	}
-	e.FD = int32(u.ready.epfd)
-	e.UserData = userData(kindReady, 0)
+	e := &uring.SQE{FD: int32(u.ready.epfd), UserData: userData(kindReady, 0)}
 	if u.without&uring.EpollWait == 0 {
 		e.Opcode = uring.OpEpollWait
 		e.Addr = uint64(uintptr(unsafe.Pointer(&u.readyEvents[0])))
@@ -641,6 +654,7 @@ func (u *uringBackend) armReady() {
 			e.Len = uring.PollMulti
 		}
 	}
+	u.push(e)
 	u.readyArmed = true
 }
 
@@ -710,14 +724,13 @@ func (u *uringBackend) quiesce() (quiet bool) {
 	if !u.enabled {
 		return true
 	}
-	if e := u.entry(); e != nil {
-		*e = uring.SQE{Opcode: uring.OpAsyncCancel, OpFlags: uring.CancelAny | uring.CancelAll, UserData: userData(kindCancel, 0)}
-	}
+	u.push(&uring.SQE{Opcode: uring.OpAsyncCancel, OpFlags: uring.CancelAny | uring.CancelAll, UserData: userData(kindCancel, 0)})
 	for i := range u.slots {
 		u.slots[i].cancel = true
 	}
 	var events [64]poller.Event
 	for end := time.Now().Add(time.Second); u.busy(); {
+		u.submitLate()
 		if time.Now().After(end) || u.ring.Enter(true, 10*time.Millisecond) != 0 {
 			return false
 		}

@@ -57,8 +57,8 @@ func errnoOf(err error) Errno {
 // SAFETY: arg is alive and in place during the call.
 func UringEnter(fd int, n, wait, flags uint32, arg unsafe.Pointer, size uintptr) (int, Errno) {
 	if h := hook.Load(); h != nil {
-		if errno := fault(h, OpUringEnter, fd); errno != 0 {
-			return 0, errno
+		if f := ask(h, OpUringEnter, fd); f.Errno != 0 {
+			return 0, f.Errno
 		}
 	}
 	var done uintptr
