@@ -32,7 +32,9 @@ type uringBackend struct {
 	readyCount  int  // events in readyEvents that were not handed out
 	grow        bool // completions did not fit
 
-	late    []uring.SQE // submissions that the kernel does not take at the moment, in order
+	late     []uring.SQE // submissions that the kernel does not take at the moment, in order
+	failures int         // of enter for want of memory, in a row
+
 	slots   []uringSlot // by slot of the token
 	closing map[poller.Token]*uringClosing
 	starved []poller.Token // receives that found no buffer
@@ -87,6 +89,10 @@ const (
 
 	// uringPatience is how long a ring waits for memory that rings closed before it will give back.
 	uringPatience = 50 * time.Millisecond
+
+	// enterPause is how long enter waits for memory, and enterFailuresMost how often in a row.
+	enterPause        = time.Millisecond
+	enterFailuresMost = 1000
 
 	// uringProbed are the features that the backend asks for before it uses them. The other ones are found out as the ring
 	// is set up.
@@ -226,7 +232,7 @@ func (u *uringBackend) Wait(events []poller.Event, timeout time.Duration) (n int
 			u.stats.overflows++
 			u.grow = u.without&uring.ResizeRings == 0
 		}
-		if errno := u.ring.Enter(wait, timeout); errno != 0 {
+		if errno := u.enter(wait, timeout); errno != 0 {
 			return 0, fmt.Errorf("wait on io_uring: %w", errno)
 		}
 	}
@@ -261,6 +267,20 @@ func (u *uringBackend) enable() error {
 	}
 	u.enabled = true
 	return nil
+}
+
+// enter submits and waits. Where the kernel has no memory it tries again later: it may have some then.
+func (u *uringBackend) enter(wait bool, timeout time.Duration) sys.Errno {
+	errno := u.ring.Enter(wait, timeout)
+	if errno != sys.ENOMEM {
+		u.failures = 0
+		return errno
+	}
+	if u.failures++; u.failures > enterFailuresMost {
+		return errno
+	}
+	time.Sleep(enterPause)
+	return 0
 }
 
 // push submits with the next enter, after what was pushed before.
@@ -439,7 +459,7 @@ func (u *uringBackend) Stop(t poller.Token, f func(*poller.Event)) {
 		u.submitLate()
 		// A cancel runs as it is submitted, so one enter brings the end, unless the completions before it are many.
 		if !u.ring.Ready() {
-			if errno := u.ring.Enter(true, time.Second); errno != 0 {
+			if errno := u.enter(true, time.Second); errno != 0 {
 				return
 			}
 		}
@@ -731,7 +751,7 @@ func (u *uringBackend) quiesce() (quiet bool) {
 	var events [64]poller.Event
 	for end := time.Now().Add(time.Second); u.busy(); {
 		u.submitLate()
-		if time.Now().After(end) || u.ring.Enter(true, 10*time.Millisecond) != 0 {
+		if time.Now().After(end) || u.enter(true, 10*time.Millisecond) != 0 {
 			return false
 		}
 		for _, ev := range events[:u.reap(events[:])] {
