@@ -566,9 +566,13 @@ func (u *uringBackend) complete(c *uring.CQE, ev *poller.Event) bool {
 	}
 	switch kind {
 	case kindAccept:
-		if c.Res >= 0 && c.Flags&uring.CQEMore == 0 && !s.cancel {
+		unasked := c.Res == -int32(sys.ECANCELED) && !s.cancel
+		if (c.Res >= 0 || unasked) && c.Flags&uring.CQEMore == 0 && !s.cancel {
 			u.stats.rearms++
 			_ = u.Accept(int(s.fd), t)
+		}
+		if unasked {
+			return false
 		}
 		*ev = poller.Event{Token: t, Ready: poller.Accepted, Result: c.Res}
 	case kindReceive:
