@@ -13,4 +13,5 @@ require (
 	github.com/caarlos0/env/v11 v11.4.2 // indirect
 	github.com/iceber/iouring-go v0.0.0-20230403020409-002cfd2e2a90 // indirect
 	golang.org/x/sys v0.49.0 // indirect
+	pgregory.net/rapid v1.2.0 // indirect
 )

@@ -1,0 +1,579 @@
+//go:build linux
+
+package pollux
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pollux-go/pollux/internal/sys"
+	"github.com/pollux-go/pollux/internal/testutil"
+	"github.com/pollux-go/pollux/poller"
+)
+
+// What ends in group e: cancels, closes, descriptors that are used again, and the ring itself.
+
+// reader is the server's end of a long stream: it sees every byte that is lost, doubled or foreign, whatever is done to the
+// connection meanwhile.
+type reader struct {
+	id    uint64
+	known bool // the first byte tells the number of the stream
+	at    int
+	ended bool
+	fault error
+}
+
+func (r *reader) take(b []byte) {
+	if !r.known && len(b) > 0 {
+		r.id, r.known, b = uint64(b[0]), true, b[1:]
+	}
+	for _, got := range b {
+		if r.fault == nil && got != pattern(r.id, r.at) {
+			r.fault = fmt.Errorf("stream %d: byte %d is wrong", r.id, r.at)
+		}
+		r.at++
+	}
+}
+
+// TestE15CancelRaces pauses, resumes, finishes, closes and takes out connections at any moment while bytes arrive. Each byte
+// arrives once and in order, up to the end or until the connection is closed.
+func TestE15CancelRaces(t *testing.T) {
+	for _, mask := range []string{"", "-defer_taskrun"} {
+		t.Run("mask="+mask, func(t *testing.T) {
+			config := tinyRings(t)
+			config.UringFeatures = mask
+			config.Loops = 2
+			config.RingBuffers = 16
+			e := newEngine(t, config)
+			var operations atomic.Int64
+			var detached sync.WaitGroup
+			const length = 20_000
+			check := func(r *reader, whole bool) {
+				if r.fault != nil {
+					t.Error(r.fault)
+				}
+				if whole && r.at != length {
+					t.Errorf("stream %d: %d bytes have come, of %d", r.id, r.at, length)
+				}
+			}
+			act := func(c *Conn, r *reader) error {
+				operations.Add(1)
+				switch n := rand.IntN(100); {
+				case n < 30:
+					c.Pause()
+					go c.Resume()
+				case n < 40:
+					c.Pause()
+					c.Write([]byte("x")) // A send while a receive is being canceled.
+					c.Async(func(c *Conn) { c.Write([]byte("x")); c.Resume() })
+				case n < 50:
+					c.Resume()
+					c.Pause()
+					c.Resume()
+				case n < 60:
+					go func() { c.Pause(); runtime.Gosched(); c.Resume() }()
+				case n < 64:
+					c.CloseWrite()
+				case n < 65:
+					go c.Close()
+				case n < 66:
+					return c.Close()
+				case n < 68:
+					d, err := c.Detach()
+					if err != nil {
+						break // Something is queued.
+					}
+					detached.Go(func() {
+						defer d.Close()
+						d.SetDeadline(time.Now().Add(patience))
+						b, err := io.ReadAll(d)
+						if err != nil {
+							t.Errorf("stream %d, taken out: %v", r.id, err)
+						}
+						r.take(b)
+						check(r, true)
+					})
+				}
+				return nil
+			}
+			s, a := bind(t, e, "tcp", funcs{
+				open: func(c *Conn) error { c.SetContext(&reader{}); return nil },
+				data: func(c *Conn) error {
+					r := c.Context().(*reader)
+					b, _ := c.Next(-1)
+					r.take(b)
+					return act(c, r)
+				},
+				eof: func(c *Conn) error {
+					c.Context().(*reader).ended = true
+					return c.Close()
+				},
+				close: func(c *Conn, err error) {
+					if r := c.Context().(*reader); !errors.Is(err, ErrDetached) {
+						check(r, r.ended)
+					}
+				},
+			})
+			enough := int64(10_000)
+			var conns atomic.Int64
+			everyone(t, 16, func(i int) error {
+				b := append([]byte{byte(i)}, patterned(uint64(i), length)...)
+				for operations.Load() < enough {
+					c := dial(t, s.Addrs()[0])
+					conns.Add(1)
+					for rest := b; len(rest) > 0; {
+						n := min(1+rand.IntN(3000), len(rest))
+						if _, err := c.Write(rest[:n]); err != nil {
+							break // The server has closed it.
+						}
+						rest = rest[n:]
+					}
+					c.(*net.TCPConn).CloseWrite()
+					io.Copy(io.Discard, c)
+					c.Close()
+				}
+				return nil
+			})
+			within(t, "those that were taken out", detached.Wait)
+			a.wait(t, int(conns.Load()))
+			stats, enters := uringTotals(t, e)
+			t.Logf("%d operations on %d connections; %d enters, %+v", operations.Load(), conns.Load(), enters, stats)
+		})
+	}
+}
+
+// TestE15SendDuringCancel asks for a send while a receive is being canceled. The cancel goes on: it is answered, and nothing
+// is armed again.
+func TestE15SendDuringCancel(t *testing.T) {
+	onUring(t, tinyRings(t), func(u *uringBackend) {
+		all, _ := newStreams(t, 1)
+		s := all[0]
+		events := make([]poller.Event, 64)
+		for round := range 1000 {
+			if err := u.Receive(s.fd, s.token); err != nil {
+				t.Fatal(err)
+			}
+			if round%2 == 0 {
+				u.Wait(events, 0)
+			}
+			s.send(round % 3 * 400) // Some rounds have the last bytes arrive with the cancel, or run out of buffers.
+			u.Cancel(s.token)
+			if err := u.Send(s.fd, s.token, []byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			answered, sent := false, false
+			for end := time.Now().Add(patience); !answered || !sent; {
+				n, err := u.Wait(events, time.Millisecond)
+				if err != nil || time.Now().After(end) {
+					t.Fatalf("round %d: the cancel was answered: %v; the send: %v; error %v", round, answered, sent, err)
+				}
+				for _, ev := range events[:n] {
+					switch {
+					case ev.Ready&poller.Sent != 0:
+						sent = true
+					case ev.Result > 0:
+						if answered {
+							t.Fatal("bytes came after the answer to the cancel")
+						}
+						b := u.Bytes(&ev)
+						if err := s.check(b, s.received); err != nil {
+							t.Fatal(err)
+						}
+						s.received += len(b)
+						u.Recycle(&ev)
+					case ev.Result == -int32(sys.ECANCELED):
+						answered = true
+					default:
+						t.Fatalf("event %+v", ev)
+					}
+				}
+			}
+			// What has not been received is read as from any socket, which the loop does too.
+			b := make([]byte, 4096)
+			for {
+				n, errno := sys.Recv(s.fd, b)
+				if errno != 0 || n == 0 {
+					break
+				}
+				if err := s.check(b[:n], s.received); err != nil {
+					t.Fatal(err)
+				}
+				s.received += n
+			}
+			if s.received != s.sent {
+				t.Fatalf("round %d: %d of %d bytes have come", round, s.received, s.sent)
+			}
+			sys.Recv(s.peer, b)
+		}
+	})
+}
+
+// TestE15CloseWithEverythingUnderWay releases descriptors on which a receive, a send that does not go on, a poll and a poll
+// for the hang-up are under way. The peer sees the end at once, and each descriptor is closed, once.
+func TestE15CloseWithEverythingUnderWay(t *testing.T) {
+	config := tinyRings(t)
+	closes := map[int]int{}
+	testutil.InjectFaults(t, func(op sys.Op, fd int) sys.Fault {
+		if op == sys.OpClose {
+			closes[fd]++
+		}
+		return sys.Fault{}
+	})
+	onUring(t, config, func(u *uringBackend) {
+		const n = 100
+		all, _ := newStreams(t, n)
+		events := make([]poller.Event, 64)
+		big := make([]byte, 8<<20)
+		for _, s := range all {
+			if err := errors.Join(u.Receive(s.fd, s.token), u.Send(s.fd, s.token, big), u.AwaitWritable(s.fd, s.token), u.AwaitHangUp(s.fd, s.token)); err != nil {
+				t.Fatal(err)
+			}
+			s.send(100)
+		}
+		// Some are released before anything was submitted, or before the events of it were seen.
+		for i, s := range all {
+			if i%3 != 0 {
+				if _, err := u.Wait(events[:1+i%7], 0); err != nil {
+					t.Fatal(err)
+				}
+			}
+			fd := s.fd
+			s.fd = -1
+			clear(closes)
+			u.Release(fd, s.token)
+			got, errno := 0, sys.Errno(0)
+			for b := make([]byte, 64<<10); ; {
+				var k int
+				if k, errno = sys.Recv(s.peer, b); errno != 0 || k == 0 {
+					break
+				}
+				got += k
+			}
+			if errno != 0 && errno != sys.ECONNRESET {
+				t.Errorf("stream %d: after %d bytes the peer reads: %v", i, got, errno)
+			}
+			for end := time.Now().Add(patience); closes[fd] == 0; {
+				if time.Now().After(end) {
+					t.Fatalf("descriptor %d is still in use: %+v", fd, u.closing[s.token])
+				}
+				k, err := u.Wait(events, time.Millisecond)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, ev := range events[:k] {
+					if ev.Ready&poller.Received != 0 && ev.Result > 0 {
+						u.Bytes(&ev)
+						u.Recycle(&ev)
+					}
+				}
+			}
+			if closes[fd] != 1 {
+				t.Errorf("descriptor %d was closed %d times", fd, closes[fd])
+			}
+		}
+		if len(u.closing) > 0 || u.buffers.Free() != u.buffers.Len() {
+			t.Errorf("%d descriptors are still being closed, %d of %d buffers are free", len(u.closing), u.buffers.Free(), u.buffers.Len())
+		}
+	})
+}
+
+// TestE16CancelLeavesTheOthers pauses connections whose answers wait for room: only the receive ends. A cancel of everything
+// that concerns the descriptor would end the poll, and the answers would never go out.
+func TestE16CancelLeavesTheOthers(t *testing.T) {
+	config := tinyRings(t)
+	config.WriteLimit = 64 << 10
+	e := newEngine(t, config)
+	s, a := bind(t, e, "tcp", echo{})
+	const n, size = 8, 8 << 20
+	everyone(t, n, func(i int) error {
+		c := dial(t, s.Addrs()[0])
+		defer c.Close()
+		sent := make(chan error, 1)
+		go func() {
+			_, err := c.Write(patterned(uint64(i), size))
+			sent <- errors.Join(err, c.(*net.TCPConn).CloseWrite())
+		}()
+		// The echo pauses when nobody reads its answers.
+		time.Sleep(50 * time.Millisecond)
+		if err := checkPattern(c, uint64(i), size); err != nil {
+			return err
+		}
+		return <-sent
+	})
+	a.wait(t, n)
+}
+
+// TestE11DescriptorsAgain connects and closes very often, with bytes under way in both directions: the descriptors, the slots
+// and the buffers of one connection are the next one's a moment later. No byte of one reaches the other.
+func TestE11DescriptorsAgain(t *testing.T) {
+	config := tinyRings(t)
+	config.Loops = 2
+	config.Linger = -1
+	e := newEngine(t, config)
+	s, a := bind(t, e, "tcp", funcs{data: func(c *Conn) error {
+		if rand.IntN(8) == 0 {
+			return c.Close() // With bytes under way.
+		}
+		return echo{}.OnData(c)
+	}, writable: echo{}.OnWritable})
+	const n, clients = 4000, 16
+	everyone(t, clients, func(i int) error {
+		var b []byte
+		for j := range n / clients {
+			id := uint64(i*n + j)
+			c := dial(t, s.Addrs()[0]).(*net.TCPConn)
+			b = b[:0]
+			for k := range uint64(3) {
+				b = testutil.AppendRecord(b, id, k, 600)
+			}
+			if _, err := c.Write(b); err != nil && !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, unix.EPIPE) {
+				return err
+			}
+			for k := range uint64(rand.IntN(4)) {
+				if err := testutil.ReadRecord(c, id, k); err != nil {
+					if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, unix.ECONNRESET) {
+						break
+					}
+					return err
+				}
+			}
+			if j%2 == 0 {
+				c.SetLinger(0)
+			}
+			c.Close()
+		}
+		return nil
+	})
+	eventually(t, "the end of every connection", func() bool { opened, closed := a.counts(); return opened == closed && e.Conns() == 0 })
+	eachUring(t, e, func(u *uringBackend) {
+		for end := time.Now().Add(patience); len(u.closing) > 0 && time.Now().Before(end); {
+			// It ends with the next waits; this one is in the way.
+			if _, err := u.Wait(make([]poller.Event, 16), time.Millisecond); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+		if len(u.closing) > 0 || u.buffers.Free() != u.buffers.Len() {
+			t.Errorf("%d descriptors are still being closed, %d of %d buffers are free", len(u.closing), u.buffers.Free(), u.buffers.Len())
+		}
+	})
+}
+
+// TestE19RefusedLater has enter fail for good once everything runs, as a filter would that is installed later. The engine
+// ends: one line says why, and every connection is told.
+func TestE19RefusedLater(t *testing.T) {
+	for _, errno := range []sys.Errno{sys.EPERM, sys.ENOSYS, unix.EBADR, sys.ENOMEM} {
+		t.Run(unix.ErrnoName(errno), func(t *testing.T) {
+			config := tinyRings(t)
+			log := &lines{}
+			config.Logger = log.logger()
+			var armed atomic.Bool
+			testutil.InjectFaults(t, func(op sys.Op, _ int) sys.Fault {
+				if op == sys.OpUringEnter && armed.Load() {
+					return sys.Fault{Errno: errno}
+				}
+				return sys.Fault{}
+			})
+			e := newEngine(t, config)
+			s, a := bind(t, e, "tcp", echo{})
+			const n = 50
+			var wg sync.WaitGroup
+			for i := range n {
+				c := dial(t, s.Addrs()[0])
+				if err := pingPong(c, uint64(i), 0); err != nil {
+					t.Fatal(err)
+				}
+				wg.Go(func() {
+					for j := uint64(1); pingPong(c, uint64(i), j) == nil; j++ {
+					}
+					c.Close()
+				})
+			}
+			armed.Store(true)
+			within(t, "the clients", wg.Wait)
+			a.wait(t, n)
+			for _, l := range e.loops {
+				receive(t, "the end of a loop", l.done)
+			}
+			within(t, "Close", func() { e.Close() })
+			if got := log.all(); len(got) != 1 || !strings.Contains(got[0], "level=ERROR") || !strings.Contains(got[0], errno.Error()) {
+				t.Errorf("the log says %q", got)
+			}
+			if _, err := e.Bind(echo{}, "tcp://127.0.0.1:0"); !errors.Is(err, ErrClosed) {
+				t.Errorf("Bind afterwards: %v", err)
+			}
+		})
+	}
+	t.Run("register", func(t *testing.T) {
+		// Nothing is registered any more once the loops run, but for the end, which does without it.
+		config := tinyRings(t)
+		var armed atomic.Bool
+		testutil.InjectFaults(t, func(op sys.Op, _ int) sys.Fault {
+			if op == sys.OpUringRegister && armed.Load() {
+				return sys.Fault{Errno: sys.EPERM}
+			}
+			return sys.Fault{}
+		})
+		e := newEngine(t, config)
+		s, a := bind(t, e, "tcp", echo{})
+		if err := pingPong(dial(t, s.Addrs()[0]), 1, 0); err != nil {
+			t.Fatal(err)
+		}
+		armed.Store(true)
+		exchangeAll(t, s.Addrs()[0], 50, 10, 1000)
+		within(t, "Close", func() { e.Close() })
+		a.wait(t, 51)
+	})
+}
+
+// TestE21OwnerEnds has the thread that owns a ring end, with everything under way. Close, on another thread, does not hang,
+// descriptors that were being closed are closed, and the kernel writes nowhere any more.
+func TestE21OwnerEnds(t *testing.T) {
+	for _, mask := range []string{"", "-defer_taskrun", "-registered_ring", "-defer_taskrun,-coop_taskrun,-epoll_wait"} {
+		t.Run("mask="+mask, func(t *testing.T) {
+			config := tinyRings(t)
+			config.UringFeatures = mask
+			u := openTiny(t, config)
+			all, _ := newStreams(t, 8)
+			big := make([]byte, 8<<20)
+			within(t, "the owner", func() {
+				runtime.LockOSThread() // Never unlocked: the thread ends, and leaves the ring behind.
+				for i, s := range all {
+					if err := errors.Join(u.Receive(s.fd, s.token), u.AwaitHangUp(s.fd, s.token)); err != nil {
+						t.Error(err)
+					}
+					if i%2 == 0 {
+						if err := errors.Join(u.Send(s.fd, s.token, big), u.AwaitWritable(s.fd, s.token)); err != nil {
+							t.Error(err)
+						}
+					}
+				}
+				events := make([]poller.Event, 16)
+				for range 3 {
+					if _, err := u.Wait(events, 0); err != nil {
+						t.Error(err)
+					}
+				}
+				for _, s := range all[:4] {
+					u.Release(s.fd, s.token)
+					s.fd = -1
+				}
+			})
+			start := time.Now()
+			if err := u.Close(); err != nil {
+				t.Error(err)
+			}
+			if d := time.Since(start); d > 3*time.Second {
+				t.Errorf("Close took %v", d)
+			}
+			// Whoever is given the addresses next finds there what he has written.
+			var maps [][]byte
+			for range 16 {
+				m, errno := sys.MapMemory(4096)
+				if errno != 0 {
+					t.Fatal(errno)
+				}
+				defer sys.Unmap(m)
+				for i := range m {
+					m[i] = 0x5a
+				}
+				maps = append(maps, m)
+			}
+			for _, s := range all {
+				s.send(1000)
+			}
+			time.Sleep(20 * time.Millisecond)
+			for _, m := range maps {
+				for i, b := range m {
+					if b != 0x5a {
+						t.Fatalf("byte %d of memory that belongs to somebody else is %#x", i, b)
+					}
+				}
+			}
+		})
+	}
+}
+
+// TestE22ForeignThread uses a ring from a thread that does not own it. The error says what is wrong, and the ring works on.
+func TestE22ForeignThread(t *testing.T) {
+	for _, mask := range []string{"", "-registered_ring"} {
+		t.Run("mask="+mask, func(t *testing.T) {
+			config := tinyRings(t)
+			config.UringFeatures = mask
+			onUring(t, config, func(u *uringBackend) {
+				all, _ := newStreams(t, 1)
+				if err := u.Receive(all[0].fd, all[0].token); err != nil {
+					t.Fatal(err)
+				}
+				events := make([]poller.Event, 1)
+				foreign := make(chan error, 1)
+				go func() {
+					runtime.LockOSThread()
+					// A ring of its own, which has the same number among the thread's registered ones.
+					own := openTiny(t, config)
+					defer own.Close()
+					if _, err := own.Wait(make([]poller.Event, 1), 0); err != nil {
+						t.Error(err)
+					}
+					_, err := u.Wait(events, time.Millisecond)
+					foreign <- err
+				}()
+				if err := <-foreign; err == nil || !strings.Contains(err.Error(), "another thread") {
+					t.Errorf("a Wait on another thread: %v", err)
+				}
+				all[0].send(10)
+				for end := time.Now().Add(patience); ; {
+					n, err := u.Wait(events, time.Millisecond)
+					if err != nil || time.Now().After(end) {
+						t.Fatalf("the ring does not work any more: %v", err)
+					}
+					if n == 1 {
+						if events[0].Result != 10 {
+							t.Errorf("event %+v", events[0])
+						}
+						u.Recycle(&events[0])
+						break
+					}
+				}
+			})
+		})
+	}
+}
+
+// TestE23BusyLoop has a loop that never sleeps, because one connection always has more. What is complete is seen all the
+// same: with deferred work it is nowhere to be seen until somebody enters.
+func TestE23BusyLoop(t *testing.T) {
+	for _, mask := range []string{"", "-defer_taskrun", "-defer_taskrun,-coop_taskrun"} {
+		t.Run("mask="+mask, func(t *testing.T) {
+			config := tinyRings(t)
+			config.UringFeatures = mask
+			e := newEngine(t, config)
+			s, a := bind(t, e, "tcp", echo{})
+			var spin func()
+			stop := make(chan struct{})
+			l := e.loops[0]
+			spin = func() {
+				select {
+				case <-stop:
+				default:
+					_ = l.inner.PostAlways(spin) // There is a letter each turn.
+				}
+			}
+			_ = l.inner.PostAlways(spin)
+			exchangeAll(t, s.Addrs()[0], 50, 10, 1000)
+			close(stop)
+			a.wait(t, 50)
+		})
+	}
+}
