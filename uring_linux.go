@@ -382,7 +382,9 @@ func (u *uringBackend) AwaitHangUp(fd int, t poller.Token) error {
 
 func (u *uringBackend) submit(fd int, t poller.Token, kind int, sqe uring.SQE) error {
 	s := u.slot(fd, t)
-	s.cancel = false
+	if kind == kindAccept || kind == kindReceive {
+		s.cancel = false // The others are no answer to a Cancel: it may have to be repeated.
+	}
 	if s.armed&(1<<kind) != 0 {
 		return nil
 	}
