@@ -233,6 +233,9 @@ func (u *uringBackend) Wait(events []poller.Event, timeout time.Duration) (n int
 			u.grow = u.without&uring.ResizeRings == 0
 		}
 		if errno := u.enter(wait, timeout); errno != 0 {
+			if !u.ring.Owned() {
+				return 0, fmt.Errorf("wait on io_uring: %w: another thread owns the ring", errno)
+			}
 			return 0, fmt.Errorf("wait on io_uring: %w", errno)
 		}
 	}
@@ -735,6 +738,11 @@ func (u *uringBackend) Close() error {
 		poller.Disown(u.ring.FD())
 		u.ring.Close()
 	}
+	for _, o := range u.closing {
+		if o.fd >= 0 {
+			sys.Close(o.fd)
+		}
+	}
 	if u.readyMemory != nil && quiet {
 		sys.Unmap(u.readyMemory)
 	}
@@ -745,10 +753,26 @@ func (u *uringBackend) Close() error {
 }
 
 // quiesce ends every request, so that the kernel writes nowhere when the memory is gone. It is false when one has not
-// ended.
+// ended, or when that cannot be told, because the thread that owned the ring has ended.
 func (u *uringBackend) quiesce() (quiet bool) {
+	discard := func(events []poller.Event) {
+		for i := range events {
+			switch ev := &events[i]; {
+			case ev.Ready&poller.Accepted != 0 && ev.Result >= 0:
+				sys.Close(int(ev.Result))
+			case ev.Ready&poller.Received != 0 && ev.Result > 0:
+				u.Bytes(ev)
+				u.Recycle(ev)
+			}
+		}
+	}
+	discard(u.backlog)
+	u.backlog = nil
 	if !u.enabled {
 		return true
+	}
+	if !u.ring.Owned() {
+		return false
 	}
 	u.push(&uring.SQE{Opcode: uring.OpAsyncCancel, OpFlags: uring.CancelAny | uring.CancelAll, UserData: userData(kindCancel, 0)})
 	for i := range u.slots {
@@ -760,15 +784,7 @@ func (u *uringBackend) quiesce() (quiet bool) {
 		if time.Now().After(end) || u.enter(true, 10*time.Millisecond) != 0 {
 			return false
 		}
-		for _, ev := range events[:u.reap(events[:])] {
-			if ev.Ready&poller.Accepted != 0 && ev.Result >= 0 {
-				sys.Close(int(ev.Result))
-			}
-			if ev.Ready&poller.Received != 0 && ev.Result > 0 {
-				u.Bytes(&ev)
-				u.Recycle(&ev)
-			}
-		}
+		discard(events[:u.reap(events[:])])
 	}
 	return true
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/pollux-go/pollux/internal/invariants"
 	"github.com/pollux-go/pollux/internal/sys"
 )
 
@@ -28,7 +29,7 @@ type Options struct {
 type Ring struct {
 	fd      int
 	enterFD int    // fd, or its index among the thread's registered rings
-	owner   int    // id of the thread that has registered it
+	owner   int    // id of the thread that has enabled it
 	flags   uint32 // that every enter gets
 	step    string // of the ladder
 	params  sys.UringParams
@@ -220,11 +221,12 @@ func (r *Ring) Enable(without Feature) error {
 	if errno := sys.UringRegister(r.fd, registerEnable, nil, 0); errno != 0 {
 		return fmt.Errorf("enable the io_uring: %w", errno)
 	}
+	r.owner = sys.Gettid()
 	if without&RegisteredRing == 0 {
 		// Saves the look-up of the descriptor in a table that all threads share.
 		update := &resourceUpdate{offset: ^uint32(0), data: uint64(r.fd)}
 		if sys.UringRegister(r.fd, registerRingFDs, unsafe.Pointer(update), 1) == 0 {
-			r.enterFD, r.owner = int(update.offset), sys.Gettid()
+			r.enterFD = int(update.offset)
 			r.flags |= enterRegisteredRing
 			r.used |= RegisteredRing
 		}
@@ -258,6 +260,9 @@ func (r *Ring) Resize(cq int) sys.Errno {
 	sys.Unmap(entries)
 	return errno
 }
+
+// Owned tells whether the calling thread owns the ring.
+func (r *Ring) Owned() bool { return r.owner == sys.Gettid() }
 
 // FD returns the ring's descriptor.
 func (r *Ring) FD() int { return r.fd }
@@ -293,6 +298,9 @@ func (r *Ring) Pending() uint32 { return r.tail - atomic.LoadUint32(r.sqHead) }
 // completion, for at most the timeout; for ever if that is below 0. A signal, the timeout and a full queue of completions
 // end it early and are no errors.
 func (r *Ring) Enter(wait bool, timeout time.Duration) sys.Errno {
+	if invariants.Enabled && r.owner != 0 && !r.Owned() {
+		return sys.EEXIST // What the kernel says; but it would enter a ring of the thread's that is registered under the same number.
+	}
 	// Publish the entries: the kernel reads them after it has read the tail.
 	atomic.StoreUint32(r.sqTail, r.tail)
 	flags := r.flags | enterGetEvents
