@@ -41,7 +41,10 @@ func (l *loop) pauseInput(c *Conn) {
 
 // rearm begins again to receive, once a read has found nothing.
 func (l *loop) rearm(c *Conn) {
-	if !l.completes(c) || c.flags&(flagArmed|flagEOF|flagMayRead) != 0 || c.paused.Load() || c.isClosed() || c.linger != 0 && c.flags&flagDiscard == 0 {
+	if !l.completes(c) || c.flags&(flagArmed|flagEOF|flagMayRead) != 0 || c.isClosed() {
+		return
+	}
+	if (c.paused.Load() || c.linger != 0) && c.flags&flagDiscard == 0 {
 		return
 	}
 	var err error

@@ -643,7 +643,7 @@ func (l *loop) discard(c *Conn) {
 	switch {
 	case errno == sys.EAGAIN:
 		c.flags &^= flagMayRead
-		l.rearm(c)
+		l.rearm(c) // It may have been paused.
 	case errno != 0 || n == 0:
 		l.destroy(c, c.reason)
 	default:
