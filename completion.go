@@ -106,11 +106,12 @@ func (l *loop) received(c *Conn, ev *poller.Event) {
 		if c.flags&flagDraining != 0 && !c.isClosed() {
 			l.disarm(c) // Only a read that finds nothing says that nothing is under way.
 		}
-	case ev.Result == 0 && !c.paused.Load():
+	case ev.Result == 0 && !c.paused.Load() && c.flags&flagDeliver == 0:
 		c.flags &^= flagArmed | flagMayRead
 		l.ended(c)
 	case ev.Result == 0 || errno == sys.ECANCELED:
-		// From here on it is read as a ready descriptor is, until it is armed again.
+		// From here on it is read as a ready descriptor is, until it is armed again. What came during a pause is delivered
+		// before the end is.
 		c.flags = c.flags&^flagArmed | flagMayRead
 		l.later(c)
 		if c.paused.Load() {
