@@ -74,9 +74,14 @@ func UringEnter(fd int, n, wait, flags uint32, arg unsafe.Pointer, size uintptr)
 	return int(done), 0
 }
 
-// MapRing maps length bytes of a ring's memory at an offset that its set-up has told, shared with the kernel.
+// MapRing maps length bytes of a ring's memory at an offset that its set-up has told, shared with the kernel. A fork does
+// not get it: two processes would work on one ring.
 func MapRing(fd int, offset int64, length int) ([]byte, Errno) {
-	return mmap(fd, offset, length, unix.MAP_SHARED|unix.MAP_POPULATE)
+	b, errno := mmap(fd, offset, length, unix.MAP_SHARED|unix.MAP_POPULATE)
+	if errno == 0 {
+		_ = unix.Madvise(b, unix.MADV_DONTFORK)
+	}
+	return b, errno
 }
 
 // MapMemory maps length bytes of zeroed memory that Go's collector neither moves, scans nor frees, and that a fork does
