@@ -582,6 +582,9 @@ func (u *uringBackend) complete(c *uring.CQE, ev *poller.Event) bool {
 		*ev = poller.Event{Token: t, Ready: poller.Accepted, Result: c.Res}
 	case kindReceive:
 		s.fed = s.fed || c.Res > 0
+		if c.Res <= 0 {
+			u.giveBack(c) // An end has no bytes. The kernel keeps the buffer then; should it not, it would be lost.
+		}
 		if c.Res > 0 && c.Flags&uring.CQEMore == 0 && !s.cancel {
 			u.stats.rearms++
 			_ = u.Receive(int(s.fd), t)
@@ -624,18 +627,26 @@ func (u *uringBackend) complete(c *uring.CQE, ev *poller.Event) bool {
 			return false
 		}
 		*ev = poller.Event{Token: t, Ready: readyOf(uint32(c.Res)) & (poller.HungUp | poller.Failed)}
+	default:
+		u.stats.stale++ // Nothing of ours.
+		return false
 	}
 	return true
 }
 
-// completeStale handles a completion whose owner has left.
-func (u *uringBackend) completeStale(c *uring.CQE, kind int, t poller.Token) {
-	u.stats.stale++
+// giveBack returns the buffer of a completion that nobody is told of, if it has one.
+func (u *uringBackend) giveBack(c *uring.CQE) {
 	if c.Flags&uring.CQEBuffer != 0 {
 		id := uint16(c.Flags >> 16)
 		u.buffers.Take(id, 0)
 		u.buffers.Return(id)
 	}
+}
+
+// completeStale handles a completion whose owner has left.
+func (u *uringBackend) completeStale(c *uring.CQE, kind int, t poller.Token) {
+	u.stats.stale++
+	u.giveBack(c)
 	if kind == kindAccept && c.Res >= 0 {
 		sys.Close(int(c.Res))
 	}
