@@ -29,3 +29,22 @@ func TestGenerationSkipsZero(t *testing.T) {
 		}
 	}
 }
+
+// FuzzToken packs a slot and a generation, and unpacks them.
+func FuzzToken(f *testing.F) {
+	f.Add(uint32(0), uint64(1))
+	f.Add(uint32(slotsMax-1), uint64(generationMax))
+	f.Fuzz(func(t *testing.T, slot uint32, generation uint64) {
+		slot, generation = slot%slotsMax, generation&generationMax
+		token := makeToken(slot, generation)
+		if token.Slot() != slot || token.Generation() != generation {
+			t.Errorf("slot %d, generation %d: the token is %v", slot, generation, token)
+		}
+		if token>>TokenBits != 0 {
+			t.Errorf("%v uses the bits of a kind", token)
+		}
+		if next := nextGeneration(generation); next == 0 || next > generationMax || next == generation {
+			t.Errorf("generation %d is followed by %d", generation, next)
+		}
+	})
+}
