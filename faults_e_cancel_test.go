@@ -410,7 +410,7 @@ func TestE16CancelLeavesTheOthers(t *testing.T) {
 	config.WriteLimit = 64 << 10
 	e := newEngine(t, config)
 	s, a := bind(t, e, "tcp", echo{})
-	const n, size = 8, 8 << 20
+	const n, size = 4, 6 << 20 // More than the sockets hold.
 	everyone(t, n, func(i int) error {
 		c := dial(t, s.Addrs()[0])
 		defer c.Close()
@@ -660,6 +660,7 @@ func TestE22ForeignThread(t *testing.T) {
 						if events[0].Result != 10 {
 							t.Errorf("event %+v", events[0])
 						}
+						u.Bytes(&events[0])
 						u.Recycle(&events[0])
 						break
 					}
