@@ -154,8 +154,8 @@ func TestE15CancelRaces(t *testing.T) {
 				}
 				return nil
 			})
-			within(t, "those that were taken out", detached.Wait)
 			a.wait(t, int(conns.Load()))
+			within(t, "those that were taken out", detached.Wait)
 			stats, enters := uringTotals(t, e)
 			t.Logf("%d operations on %d connections; %d enters, %+v", operations.Load(), conns.Load(), enters, stats)
 		})
