@@ -258,8 +258,11 @@ func (u *uringBackend) Wait(events []poller.Event, timeout time.Duration) (n int
 // kernel's and a call, and ends every multishot request that it hits.
 func (u *uringBackend) resize() {
 	u.grow = false
-	if _, cq := u.ring.Entries(); u.ring.Resize(2*cq) == 0 {
+	switch _, cq := u.ring.Entries(); u.ring.Resize(2 * cq) {
+	case 0:
 		u.stats.resizes++
+	case sys.EINVAL:
+		u.without |= uring.ResizeRings // A ring without DEFER_TASKRUN cannot: asking costs a call each time.
 	}
 }
 
