@@ -41,7 +41,7 @@ func uringChild(in *bufio.Scanner) error {
 	if !in.Scan() {
 		return io.ErrUnexpectedEOF
 	}
-	e, err := New(Config{Backend: KindUring, Loops: 2, RingEntries: 8, RingBuffers: 4, RingBufferSize: 256, Logger: slog.New(slog.DiscardHandler)})
+	e, err := New(Config{Backend: KindUring, Loops: 2, RingEntries: 8, RingBuffers: 4, RingBufferSize: 2 << 10, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return err
 	}
