@@ -40,6 +40,7 @@ const (
 	SOCK_STREAM  = unix.SOCK_STREAM
 	MSG_WAITALL  = unix.MSG_WAITALL
 	MSG_NOSIGNAL = unix.MSG_NOSIGNAL
+	MSG_DONTWAIT = unix.MSG_DONTWAIT
 
 	SOCK_NONBLOCK = unix.SOCK_NONBLOCK
 	SOCK_CLOEXEC  = unix.SOCK_CLOEXEC
@@ -327,4 +328,12 @@ func Socketpair() (fds [2]int, errno Errno) {
 		return fds, err.(Errno)
 	}
 	return p, 0
+}
+
+// DecodeSockaddr reads an address that the kernel has written to b, which must have room for any. It is aligned as the
+// kernel's struct sockaddr_storage.
+func DecodeSockaddr(b []byte) Sockaddr {
+	_ = b[unix.SizeofSockaddrAny-1]
+	// SAFETY: b is that large, and alive during the call.
+	return decode((*rawAddr)(unsafe.Pointer(&b[0])))
 }

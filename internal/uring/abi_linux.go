@@ -26,7 +26,8 @@ type SQE struct {
 	BufGroup uint16
 	_        uint16 // personality
 	FileSlot uint32
-	_        [2]uint64
+	Addr3    uint64 // a socket command's value
+	_        uint64
 }
 
 // CQE is the kernel's struct io_uring_cqe.
@@ -75,6 +76,14 @@ type restriction struct {
 	_    [3]uint32
 }
 
+type resourceRegister struct {
+	count uint32
+	flags uint32
+	_     uint64
+	data  uint64
+	tags  uint64
+}
+
 type queryHeader struct {
 	next   uint64
 	data   uint64
@@ -105,6 +114,7 @@ var (
 	_ [16]byte  = [unsafe.Sizeof(timespec{})]byte{}
 	_ [16]byte  = [unsafe.Sizeof(resourceUpdate{})]byte{}
 	_ [16]byte  = [unsafe.Sizeof(restriction{})]byte{}
+	_ [32]byte  = [unsafe.Sizeof(resourceRegister{})]byte{}
 	_ [40]byte  = [unsafe.Sizeof(queryHeader{})]byte{}
 	_ [48]byte  = [unsafe.Sizeof(queryOpcodes{})]byte{}
 	_ [120]byte = [unsafe.Sizeof(iouring.IOURingParams{})]byte{}
@@ -112,22 +122,24 @@ var (
 	_ [32]byte = [unsafe.Offsetof(SQE{}.UserData)]byte{}
 	_ [40]byte = [unsafe.Offsetof(SQE{}.BufGroup)]byte{}
 	_ [44]byte = [unsafe.Offsetof(SQE{}.FileSlot)]byte{}
+	_ [48]byte = [unsafe.Offsetof(SQE{}.Addr3)]byte{}
 	_ [14]byte = [unsafe.Offsetof(bufEntry{}.tail)]byte{}
 )
 
 // Operations that pollux submits.
 const (
-	OpNop         = iouring.IORING_OP_NOP
-	OpPollAdd     = iouring.IORING_OP_POLL_ADD
-	OpAccept      = iouring.IORING_OP_ACCEPT
-	OpAsyncCancel = iouring.IORING_OP_ASYNC_CANCEL
-	OpConnect     = iouring.IORING_OP_CONNECT
-	OpClose       = iouring.IORING_OP_CLOSE
-	OpRead        = iouring.IORING_OP_READ
-	OpSend        = iouring.IORING_OP_SEND
-	OpRecv        = iouring.IORING_OP_RECV
-	OpUringCmd    = iouring.IORING_OP_URING_CMD
-	OpEpollWait   = 59 // 6.15
+	OpNop            = iouring.IORING_OP_NOP
+	OpPollAdd        = iouring.IORING_OP_POLL_ADD
+	OpAccept         = iouring.IORING_OP_ACCEPT
+	OpAsyncCancel    = iouring.IORING_OP_ASYNC_CANCEL
+	OpConnect        = iouring.IORING_OP_CONNECT
+	OpClose          = iouring.IORING_OP_CLOSE
+	OpRead           = iouring.IORING_OP_READ
+	OpSend           = iouring.IORING_OP_SEND
+	OpRecv           = iouring.IORING_OP_RECV
+	OpUringCmd       = iouring.IORING_OP_URING_CMD
+	OpFixedFDInstall = 54 // 6.8
+	OpEpollWait      = 59 // 6.15
 )
 
 // Flags of a submission.
@@ -146,7 +158,15 @@ const (
 
 	// FileIndexAlloc has the kernel choose a slot of the fixed-file table.
 	FileIndexAlloc = ^uint32(0)
+
+	// Commands to a socket, in off; 6.7. The level and, 32 bits up, the option are in addr, the value's length in FileSlot
+	// and its address in Addr3.
+	SocketGetsockopt = 2
+	SocketSetsockopt = 3
 )
+
+// FixedFilesMax is the largest table of files that the kernel allows for a ring (IORING_MAX_FIXED_FILES).
+const FixedFilesMax = 1 << 20
 
 // Flags of a completion.
 const (
@@ -183,6 +203,8 @@ const (
 
 	registerRestrictions       = iouring.IORING_REGISTER_RESTRICTIONS
 	registerEnable             = iouring.IORING_REGISTER_ENABLE_RINGS
+	registerFiles              = 2
+	unregisterFiles            = 3
 	registerFiles2             = 13
 	registerIOWQWorkers        = 19
 	registerRingFDs            = 20
@@ -191,6 +213,7 @@ const (
 	unregisterBufRing          = 23
 	registerResize             = 33
 	registerQuery              = 35
+	registerSparse             = 1 << 0 // flags of registerFiles2
 	restrictRegisterOp         = 0
 	restrictSQEOp              = 1
 	restrictSQEFlags           = 2

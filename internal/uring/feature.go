@@ -24,6 +24,9 @@ const (
 	MultishotPoll                       // 5.13
 	Restrictions                        // 5.10
 	ResizeRings                         // 6.13
+	DirectFiles                         // 5.19
+	FixedFDInstall                      // 6.8
+	DirectClose                         // 6.13
 )
 
 var featureNames = []struct {
@@ -40,10 +43,13 @@ var featureNames = []struct {
 	{CoopTaskrun, "coop_taskrun", "5.19", "where defer_taskrun is missing too, completions interrupt the loop's thread"},
 	{MultishotAccept, "multishot_accept", "5.19", "a request for each connection that is accepted"},
 	{BufferRing, "buffer_ring", "5.19", "receives by readiness"},
+	{DirectFiles, "direct_files", "5.19", "no direct descriptors"},
 	{MultishotRecv, "multishot_recv", "6.0", "receives by readiness"},
 	{DeferTaskrun, "defer_taskrun", "6.1", "completions run at the kernel's choice; auto takes epoll"},
 	{NoSQArray, "no_sqarray", "6.6", "one more indirection a submission"},
+	{FixedFDInstall, "fixed_fd_install", "6.8", "on direct descriptors no CloseWrite and no Detach, and a close resets the peer where bytes are unread"},
 	{ResizeRings, "resize_rings", "6.13", "a queue of completions that was too small stays so, and costs a call each time"},
+	{DirectClose, "direct_close", "6.13", "no direct descriptors: a closed one would live until older requests of others have ended"},
 	{NoIOWait, "no_iowait", "6.15", "a sleeping loop counts as iowait"},
 	{EpollWait, "epoll_wait", "6.15", "a multishot poll on the epoll set, and one more call a batch"},
 }

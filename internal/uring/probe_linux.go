@@ -31,6 +31,9 @@ var (
 	haveNoIOWait        = newProbe(NoIOWait, nil, featureBit(featNoIOWait))
 	haveRestrictions    = newProbe(Restrictions, tryRestrictions, nil)
 	haveResizeRings     = newProbe(ResizeRings, nil, tryResizeRings)
+	haveDirectFiles     = newProbe(DirectFiles, nil, tryDirectFiles)
+	haveFixedFDInstall  = newProbe(FixedFDInstall, nil, tryFixedFDInstall)
+	haveDirectClose     = newProbe(DirectClose, nil, tryDirectClose)
 )
 
 var probes = map[Feature]*probe{
@@ -38,6 +41,7 @@ var probes = map[Feature]*probe{
 	CoopTaskrun: haveCoopTaskrun, BufferRing: haveBufferRing, MultishotAccept: haveMultishotAccept,
 	MultishotRecv: haveMultishotRecv, DeferTaskrun: haveDeferTaskrun, NoSQArray: haveNoSQArray,
 	EpollWait: haveEpollWait, NoIOWait: haveNoIOWait, Restrictions: haveRestrictions, ResizeRings: haveResizeRings,
+	DirectFiles: haveDirectFiles, FixedFDInstall: haveFixedFDInstall, DirectClose: haveDirectClose,
 }
 
 // Probe tells whether the kernel has a feature, which must be a single one: nil if it has, an [UnsupportedError] if it
@@ -400,29 +404,11 @@ func tryBufferRing(t *trial) (bool, error) {
 }
 
 func tryMultishotAccept(t *trial) (bool, error) {
-	fd, errno := sys.Socket(sys.AF_UNIX)
-	if errno != 0 {
-		return false, errno
+	fd, done, err := awaited()
+	if err != nil {
+		return false, err
 	}
-	defer sys.Close(fd)
-	if errno := sys.BindUnix(fd, ""); errno != 0 { // The kernel finds an abstract name.
-		return false, errno
-	}
-	if errno := sys.Listen(fd, 1); errno != 0 {
-		return false, errno
-	}
-	name, errno := sys.UnixName(fd)
-	if errno != 0 {
-		return false, errno
-	}
-	client, errno := sys.Socket(sys.AF_UNIX)
-	if errno != 0 {
-		return false, errno
-	}
-	defer sys.Close(client)
-	if errno := sys.ConnectUnix(client, name); errno != 0 {
-		return false, errno
-	}
+	defer done()
 	c, err := t.do(SQE{Opcode: OpAccept, FD: int32(fd), IOPrio: AcceptMultishot, OpFlags: sys.SOCK_CLOEXEC, UserData: 2})
 	has, err := verdict(c, err)
 	if !has || err != nil {
@@ -433,6 +419,45 @@ func tryMultishotAccept(t *trial) (bool, error) {
 		return false, nil
 	}
 	return true, t.cancel(2)
+}
+
+// awaited returns a listening socket in whose queue a connection waits.
+func awaited() (fd int, done func(), err error) {
+	var open []int
+	done = func() {
+		for _, fd := range open {
+			sys.Close(fd)
+		}
+	}
+	defer func() {
+		if err != nil {
+			done()
+		}
+	}()
+	fd, errno := sys.Socket(sys.AF_UNIX)
+	if errno != 0 {
+		return -1, nil, errno
+	}
+	open = append(open, fd)
+	if errno := sys.BindUnix(fd, ""); errno != 0 { // The kernel finds an abstract name.
+		return -1, nil, errno
+	}
+	if errno := sys.Listen(fd, 1); errno != 0 {
+		return -1, nil, errno
+	}
+	name, errno := sys.UnixName(fd)
+	if errno != 0 {
+		return -1, nil, errno
+	}
+	client, errno := sys.Socket(sys.AF_UNIX)
+	if errno != 0 {
+		return -1, nil, errno
+	}
+	open = append(open, client)
+	if errno := sys.ConnectUnix(client, name); errno != 0 {
+		return -1, nil, errno
+	}
+	return fd, done, nil
 }
 
 // tryMultishotRecv needs a buffer ring, as the backend does: without one the answer is no.

@@ -35,6 +35,8 @@ type Ring struct {
 	params  sys.UringParams
 	used    Feature
 
+	files bool // it has a table of them
+
 	queues, entries []byte // mappings
 
 	sqes    []SQE
@@ -193,6 +195,17 @@ var (
 
 const allowedFlags = BufferSelect | SkipSuccess
 
+// What a ring with a table of files takes besides.
+var (
+	allowedFileOps = []struct {
+		op    uint8
+		since Feature
+	}{
+		{OpClose, 0}, {OpUringCmd, 0}, {OpFixedFDInstall, FixedFDInstall},
+	}
+	allowedFileRegisters = []uint8{unregisterFiles}
+)
+
 // restrict has the ring take what pollux uses, and nothing else, from Enable on.
 func (r *Ring) restrict(without Feature) sys.Errno {
 	all := []restriction{{kind: restrictSQEFlags, what: allowedFlags}}
@@ -204,6 +217,17 @@ func (r *Ring) restrict(without Feature) sys.Errno {
 	for _, a := range allowedRegisters {
 		if a.since&without == 0 {
 			all = append(all, restriction{kind: restrictRegisterOp, what: a.op})
+		}
+	}
+	if r.files {
+		all[0].what |= FixedFile
+		for _, a := range allowedFileOps {
+			if a.since&without == 0 {
+				all = append(all, restriction{kind: restrictSQEOp, what: a.op})
+			}
+		}
+		for _, op := range allowedFileRegisters {
+			all = append(all, restriction{kind: restrictRegisterOp, what: op})
 		}
 	}
 	return sys.UringRegister(r.fd, registerRestrictions, unsafe.Pointer(&all[0]), uint32(len(all)))

@@ -258,3 +258,86 @@ func TestResize(t *testing.T) {
 		}
 	})
 }
+
+// A ring with a table takes what the table needs, restricted as it is; what has no place fails, and a close makes one.
+func TestFiles(t *testing.T) {
+	usable(t)
+	if err := Probe(DirectFiles); err != nil {
+		t.Skip(err)
+	}
+	without, err := Missing(FixedFDInstall | Restrictions | RegisteredRing | SkipCQE | BufferRing | ResizeRings | EpollWait)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := Open(Options{Entries: 8, CQEntries: 16})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if errno := r.RegisterFiles(1); errno != 0 {
+		t.Fatal(errno)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		if err := r.Enable(without); err != nil {
+			t.Error(err)
+			return
+		}
+		do := func(sqe SQE) (res int32) {
+			*r.Next() = sqe
+			if errno := r.Enter(true, time.Minute); errno != 0 {
+				t.Error(errno)
+			}
+			res = -1 << 31
+			r.Reap(1, func(c *CQE) { res = c.Res })
+			return res
+		}
+		accept := SQE{Opcode: OpAccept, FileSlot: FileIndexAlloc}
+		for range 3 {
+			fd, done, err := awaited()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			accept.FD = int32(fd)
+			if res := do(accept); res != 0 {
+				t.Errorf("an accept into a table of one gives %d", res)
+			}
+			done()
+			if fd, done, err = awaited(); err != nil {
+				t.Error(err)
+				return
+			}
+			accept.FD = int32(fd)
+			if res := do(accept); res != -int32(sys.ENFILE) {
+				t.Errorf("an accept into a full table gives %d", res)
+			}
+			done()
+			if without&FixedFDInstall == 0 {
+				ordinary := do(SQE{Opcode: OpFixedFDInstall, Flags: FixedFile})
+				if ordinary < 0 {
+					t.Errorf("an install gives %d", ordinary)
+				}
+				sys.Close(int(ordinary))
+			}
+			if res := do(SQE{Opcode: OpClose, FileSlot: 1}); res != 0 {
+				t.Errorf("a close gives %d", res)
+			}
+		}
+		if errno := r.UnregisterFiles(); errno != 0 {
+			t.Error(errno)
+		}
+	}()
+	<-done
+	r.Close()
+
+	soft, _, _ := sys.Rlimit(sys.RLIMIT_NOFILE)
+	if r, err = Open(Options{Entries: 8, CQEntries: 16}); err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if errno := r.RegisterFiles(int(soft) + 1); soft < FixedFilesMax && errno != sys.EMFILE {
+		t.Errorf("a table beyond RLIMIT_NOFILE gives %v", errno)
+	}
+}
