@@ -130,11 +130,15 @@ func (l *loop) received(c *Conn, ev *poller.Event) {
 // that leaves the socket empty, but waits for the next wake-up. A reset that had come by then has woken it already: none
 // follows. For an end of stream the kernel makes an exception (tcp_inq_hint), for errors it does not.
 func (l *loop) alive(c *Conn) bool {
-	errno, _ := sys.GetsockoptInt(int(c.fd), sys.SOL_SOCKET, sys.SO_ERROR)
+	if c.isDirect() {
+		l.watch(c) // A poll tells, now or later; that is less than to ask each time.
+		return true
+	}
+	errno := l.pending(c)
 	if errno == 0 {
 		return true
 	}
-	l.failed(c, os.NewSyscallError(sys.OpRecv.String(), sys.Errno(errno)))
+	l.failed(c, os.NewSyscallError(sys.OpRecv.String(), errno))
 	return false
 }
 
@@ -159,7 +163,7 @@ func (l *loop) discardEvent(ev *poller.Event) {
 		l.completer.Bytes(ev)
 		l.completer.Recycle(ev)
 	case ev.Ready&poller.Accepted != 0 && ev.Result >= 0:
-		sys.Close(int(ev.Result))
+		l.closeFD(int(ev.Result))
 	}
 }
 
@@ -259,6 +263,10 @@ func (l *loop) keepFlight(o *outbound) {
 
 // landed handles the result of a send of the completer's.
 func (l *loop) landed(c *Conn, result int32) {
+	if c.isDirect() {
+		l.landedDirect(c, result)
+		return
+	}
 	c.mu.Lock()
 	o := c.out
 	var err error

@@ -50,6 +50,12 @@ type Config struct {
 	// RingBufferSize is the size of each of those buffers.
 	RingBufferSize int
 
+	// DirectDescriptors is the size of each loop's table of direct descriptors, on io_uring: TCP connections of the event API
+	// are accepted into it, and RLIMIT_NOFILE does not count them. The kernel allows a table as many as RLIMIT_NOFILE, so that
+	// a process holds as many times more as it has loops. What is full accepts no more until a connection is closed. It needs
+	// Backend io_uring by its name, Linux 6.13, and no MaxConns. 0: ordinary descriptors.
+	DirectDescriptors int
+
 	// UringFeatures masks features of io_uring off, as "-multishot_recv,-buffer_ring": pollux behaves as on a kernel that
 	// does not have them. It is for tests, and for kernels where one of them is broken.
 	UringFeatures string
@@ -154,6 +160,7 @@ func (c Config) withDefaults() (Config, error) {
 	check("Backlog", c.Backlog, 0, backlogMax)
 	checkPower("RingEntries", c.RingEntries, ringEntriesMin, ringEntriesMax)
 	checkPower("RingBuffers", c.RingBuffers, ringBuffersMin, ringBuffersMax)
+	check("DirectDescriptors", c.DirectDescriptors, 0, directMax)
 	check("RingBufferSize", c.RingBufferSize, ringBufferSizeMin, ringBufferSizeMax)
 	if len(errs) == 0 && c.RingBuffers*c.RingBufferSize > ringMemoryMax {
 		errs = append(errs, fmt.Errorf("config: RingBuffers is %d and RingBufferSize %d: together they must not be above %d bytes",

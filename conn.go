@@ -34,6 +34,7 @@ type Conn struct {
 	mu    sync.Mutex
 	fd    int32 // -1: gone. Changed by the loop alone, which may read it without mu
 	asked requests
+	local uint16        // with a direct descriptor: the service's number of this end's address; set before the first callback
 	state atomic.Uint32 // a connState; others than who holds mu may look at it
 	out   *outbound     // what is queued; nil: nothing
 
@@ -85,6 +86,7 @@ const (
 	askPoll     // the socket is full, and a completer must be asked to say when it is not
 	askDrained  // a flush elsewhere has made room that OnWritable is to tell of
 	askFinished // the last byte before a FIN was sent
+	askLaunch   // bytes are queued that only the loop can send, on a direct descriptor
 	askRetry    // the kernel was out of memory: no edge will come
 	askWritable // a Write was refused: OnWritable is wanted when the queue has drained; not answered at once
 	posted      // the letter is under way
@@ -182,7 +184,8 @@ func (c *Conn) Writev(bufs ...[]byte) (int, error) {
 	return sum, nil
 }
 
-// Flush sends what writes in this callback have gathered, as far as the socket takes it.
+// Flush sends what writes in this callback have gathered, as far as the socket takes it. On a direct descriptor (see
+// Config.DirectDescriptors) that is left to the loop, when the callback has returned.
 func (c *Conn) Flush() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -212,12 +215,16 @@ func (c *Conn) Resume() {
 	}
 }
 
-// CloseWrite sends the peer an end of stream after the last queued byte. The peer's bytes are still read.
+// CloseWrite sends the peer an end of stream after the last queued byte. The peer's bytes are still read. On a direct
+// descriptor it needs io_uring's fixed_fd_install, and is an errors.ErrUnsupported where the kernel lacks it.
 func (c *Conn) CloseWrite() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.state.Load() != stateOpen {
 		return ErrClosed
+	}
+	if c.isDirect() && !c.loop.direct.installs() {
+		return errNoInstall
 	}
 	c.state.Store(stateFinished)
 	if c.queued() > 0 {
@@ -226,7 +233,13 @@ func (c *Conn) CloseWrite() error {
 	return c.shutdownWrite()
 }
 
+// shutdownWrite ends the writing direction. For a direct descriptor the loop does, when it sees what is asked for. mu is
+// held.
 func (c *Conn) shutdownWrite() error {
+	if c.isDirect() {
+		c.ask(askFinished)
+		return nil
+	}
 	if errno := sys.Shutdown(int(c.fd), sys.SHUT_WR); errno != 0 && errno != sys.ENOTCONN {
 		return os.NewSyscallError(sys.OpShutdown.String(), errno)
 	}
@@ -299,10 +312,14 @@ func (c *Conn) RemoteAddr() net.Addr {
 	return unixAddr("")
 }
 
-// LocalAddr returns the address of this end. After the close it is the listener's, or nil for a dialed connection.
+// LocalAddr returns the address of this end. After the close it is the listener's, or nil for a dialed connection. With a
+// direct descriptor on a listener of every address, it is that listener's where no descriptor was free to ask with.
 func (c *Conn) LocalAddr() net.Addr {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.local != 0 {
+		return c.service.localAddr(c.local)
+	}
 	if c.fd >= 0 {
 		if a := localAddr(int(c.fd)); a != nil {
 			return a

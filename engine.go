@@ -39,6 +39,9 @@ func New(config Config) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := config.checkDirect(); err != nil {
+		return nil, err
+	}
 	choice, err := choose(config)
 	if err != nil {
 		return nil, err
@@ -158,8 +161,9 @@ func (e *Engine) Open(fd int) (*poller.Desc, error) {
 type Service struct {
 	engine    *Engine
 	handler   Handler
-	acceptors []*acceptor
-	dialed    bool // made by Dial: it ends with its connections
+	acceptors []*acceptor // one for each address
+	others    []*acceptor // where every loop accepts for itself: those of the other loops
+	dialed    bool        // made by Dial: it ends with its connections
 
 	readLimit  int
 	writeLimit int
@@ -172,6 +176,10 @@ type Service struct {
 	emptied  sync.Once
 	stopping sync.Once
 	stopped  chan struct{} // closed when nothing is accepted any more
+
+	localMu sync.Mutex // protects the fields below
+	locals  []net.Addr // addresses of this end, of connections with direct descriptors, which have the index plus 1
+	localBy map[sys.Sockaddr]uint16
 }
 
 func (e *Engine) newService(h Handler) *Service {
@@ -330,26 +338,36 @@ func (e *Engine) serve(h Handler, open []*listening) (*Service, error) {
 		return nil, err
 	}
 	for i, ln := range open {
-		s.acceptors = append(s.acceptors, &acceptor{loop: e.loops[i%len(e.loops)], service: s, ln: ln, next: i})
+		a := &acceptor{loop: e.loops[i%len(e.loops)], service: s, ln: ln, next: i}
+		s.acceptors = append(s.acceptors, a)
+		if ln.stream && a.loop.direct != nil {
+			s.acceptEverywhere(a)
+		}
 	}
 	e.services[s] = struct{}{}
 	e.mu.Unlock() // The loops take it too: it must not be held while one is waited for.
 
-	results := make(chan error, len(open))
-	for _, a := range s.acceptors {
+	everyone := s.everyAcceptor()
+	results := make(chan error, len(everyone))
+	for _, a := range everyone {
 		if err := a.loop.inner.PostAlways(func() { results <- a.loop.addAcceptor(a) }); err != nil {
 			a.ln.close()
 			results <- err
 		}
 	}
 	var errs []error
-	for range s.acceptors {
+	for range everyone {
 		errs = append(errs, <-results)
 	}
 	if err := errors.Join(errs...); err != nil {
 		s.closing.Store(true)
 		_ = s.shutdown(canceled(err))
 		return nil, err
+	}
+	for _, a := range s.acceptors {
+		if a.turn != nil {
+			_ = a.loop.inner.PostAlways(a.take) // Now that every loop can be given the turn.
+		}
 	}
 	return s, nil
 }
@@ -539,8 +557,9 @@ func (s *Service) shutdown(ctx context.Context) error {
 
 // stopAccepting closes the listeners, each on its loop.
 func (s *Service) stopAccepting() {
-	done := make(chan struct{}, len(s.acceptors))
-	for _, a := range s.acceptors {
+	everyone := s.everyAcceptor()
+	done := make(chan struct{}, len(everyone))
+	for _, a := range everyone {
 		err := a.loop.inner.PostAlways(func() {
 			a.loop.removeAcceptor(a)
 			done <- struct{}{}
@@ -551,7 +570,7 @@ func (s *Service) stopAccepting() {
 			done <- struct{}{}
 		}
 	}
-	for range s.acceptors {
+	for range everyone {
 		<-done
 	}
 	close(s.stopped)

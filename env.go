@@ -30,6 +30,7 @@ type settings struct {
 	RingEntries    count    `env:"POLLUX_RING_ENTRIES" envDefault:"1024" allowed:"a power of two, 8 to 8192" help:"io_uring: submissions that a loop has room for, and an eighth of its completions"`
 	RingBuffers    count    `env:"POLLUX_BUFFERS" envDefault:"1024" allowed:"a power of two, 4 to 32768" help:"io_uring: buffers that the kernel receives into, for each loop"`
 	RingBufferSize size     `env:"POLLUX_RING_BUFFER_SIZE" envDefault:"4KiB" allowed:"256 to 1MiB" help:"io_uring: size of each of those buffers; all of a loop's together: 1GiB at most"`
+	Direct         count    `env:"POLLUX_DIRECT" envDefault:"0" allowed:"0 to 1048576, and at most RLIMIT_NOFILE" help:"io_uring: TCP connections of each loop that need no file descriptor; 0: ordinary descriptors"`
 	UringFeatures  features `env:"POLLUX_URING_FEATURES" envDefault:"" allowed:"names with a - before them, separated by commas; pollux doctor lists them" help:"io_uring: features not to use, as on a kernel without them"`
 
 	Linger    time.Duration `env:"POLLUX_LINGER" envDefault:"5s" allowed:"a duration; below 0: no time at all" help:"how long a closing connection waits for its peer to take more of what is queued"`
@@ -53,7 +54,10 @@ func (s *settings) config() (Config, error) {
 		RingEntries:    notZero(s.RingEntries),
 		RingBuffers:    notZero(s.RingBuffers),
 		RingBufferSize: notZero(s.RingBufferSize),
-		UringFeatures:  string(s.UringFeatures),
+
+		DirectDescriptors: int(s.Direct),
+
+		UringFeatures: string(s.UringFeatures),
 
 		Linger:    s.Linger,
 		Drain:     s.Drain,

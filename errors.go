@@ -56,6 +56,11 @@ func (e *PanicError) Unwrap() error {
 	return err
 }
 
+// explainDirect says why nothing is accepted where every table of direct descriptors is full.
+func explainDirect(most int) error {
+	return fmt.Errorf("accept a connection: %w: every loop has %d connections, as DirectDescriptors allows (POLLUX_DIRECT)", sys.ENFILE, most)
+}
+
 // explain turns an error number of a set-up call into a sentence with its likely cause.
 func explain(what string, errno sys.Errno) error {
 	cause := ""

@@ -52,6 +52,7 @@ func closesOnce(t *testing.T) (closes *atomic.Int64) {
 func TestA1DoubleClose(t *testing.T) {
 	eachBackend(t, func(t *testing.T, config Config) {
 		t.Run("event", func(t *testing.T) {
+			skipDirect(t, config, "no call closes them; TestDirectTableIsGivenBack counts")
 			testutil.CheckLeaks(t)
 			closes := closesOnce(t)
 			e := newEngine(t, config)
@@ -232,6 +233,7 @@ func TestA4CloseDuringASend(t *testing.T) {
 			}
 		}
 		t.Run("event", func(t *testing.T) {
+			skipDirect(t, config, "the loop alone sends")
 			run(t, func(t *testing.T, e *Engine) (net.Addr, func() (io.WriteCloser, int)) {
 				opened := make(chan *Conn, 100)
 				s, _ := bind(t, e, "tcp", funcs{open: func(c *Conn) error { opened <- c; return nil }})

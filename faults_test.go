@@ -55,11 +55,26 @@ func testBackends(t testing.TB) []Kind {
 // testFeatures is the mask that io_uring is tested with.
 func testFeatures() string { return os.Getenv("POLLUX_URING_FEATURES") }
 
+// testDirect is the size of the tables of direct descriptors that io_uring is tested with, as POLLUX_DIRECT says; 0: none.
+func testDirect(kind Kind) int {
+	n, _ := strconv.Atoi(os.Getenv("POLLUX_DIRECT"))
+	if kind != KindUring {
+		return 0
+	}
+	return n
+}
+
 // eachBackend runs f with a configuration for every backend that is tested.
 func eachBackend(t *testing.T, f func(t *testing.T, config Config)) {
 	for _, kind := range testBackends(t) {
-		t.Run(string(kind), func(t *testing.T) {
-			f(t, Config{Backend: kind, UringFeatures: testFeatures(), Loops: 2, Logger: slog.New(slog.DiscardHandler)})
+		name, direct := string(kind), testDirect(kind)
+		if direct > 0 {
+			name += " direct"
+		}
+		t.Run(name, func(t *testing.T) {
+			f(t, Config{
+				Backend: kind, UringFeatures: testFeatures(), DirectDescriptors: direct, Loops: 2, Logger: slog.New(slog.DiscardHandler),
+			})
 		})
 	}
 }
@@ -83,6 +98,14 @@ func skipCompletion(t *testing.T, s *server, why string) {
 	t.Helper()
 	if s.api == "event" && s.addr.Network() == "tcp" && completing(s.engine.config) {
 		t.Skip("a completer takes this input: " + why)
+	}
+}
+
+// skipDirect skips a test of system calls on a connection's descriptor where connections have direct ones.
+func skipDirect(t *testing.T, config Config, why string) {
+	t.Helper()
+	if config.DirectDescriptors > 0 {
+		t.Skip("direct descriptors: " + why)
 	}
 }
 

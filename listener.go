@@ -317,7 +317,8 @@ type acceptor struct {
 	waiting bool  // a timer will look again
 	logged  int64 // when it last complained
 	gone    bool
-	next    int // the loop that the next tie goes to
+	next    int         // the loop that the next tie goes to
+	turn    *acceptTurn // shared with acceptors of the other loops, which accept for themselves too; nil: this one hands out
 }
 
 // ready accepts what waits, at most one turn's worth.
@@ -378,6 +379,9 @@ func (a *acceptor) accepted(result int32) {
 	if result < 0 {
 		switch errno := sys.Errno(-result); errno {
 		case sys.ECANCELED:
+			if a.turn != nil {
+				a.arm() // Nobody has asked for that: who leaves the turn does not hear of it.
+			}
 		case sys.EMFILE, sys.ENFILE, sys.ENOBUFS, sys.ENOMEM:
 			a.pause(explain("accept a connection", errno))
 		case sys.EBADF, sys.EINVAL, sys.ENOTSOCK:
@@ -388,6 +392,10 @@ func (a *acceptor) accepted(result int32) {
 		return
 	}
 	fd := int(result)
+	if a.turn != nil {
+		a.acceptedDirect(fd, true)
+		return
+	}
 	var from sys.Sockaddr
 	if a.ln.stream {
 		from, _ = sys.Getpeername(fd) // Gone already: it has no address, and will be found to be.
@@ -404,7 +412,9 @@ func (a *acceptor) byCompletion() bool {
 // arm begins to accept.
 func (a *acceptor) arm() {
 	var err error
-	if a.byCompletion() {
+	if a.turn != nil {
+		a.pass()
+	} else if a.byCompletion() {
 		err = a.loop.completer.Accept(a.ln.fd, a.token)
 	} else {
 		a.ready()
@@ -467,6 +477,9 @@ func (l *loop) addAcceptor(a *acceptor) error {
 		return err
 	}
 	a.token = token
+	if a.turn != nil {
+		return nil // The turn comes later.
+	}
 	if a.byCompletion() {
 		err = l.completer.Accept(a.ln.fd, token)
 	} else {
@@ -485,7 +498,11 @@ func (l *loop) removeAcceptor(a *acceptor) {
 	}
 	if a.byCompletion() {
 		take := func(ev *poller.Event) {
-			if ev.Result >= 0 {
+			switch {
+			case ev.Result < 0:
+			case a.turn != nil:
+				a.acceptedDirect(int(ev.Result), false)
+			default:
 				a.accepted(ev.Result)
 			}
 		}
@@ -495,10 +512,13 @@ func (l *loop) removeAcceptor(a *acceptor) {
 	} else {
 		_ = l.backend.Remove(a.ln.fd)
 	}
-	if !a.service.closing.Load() {
+	last := a.turn == nil || a.turn.left.Add(-1) == 0
+	if last && !a.service.closing.Load() {
 		a.accept(backlogMost)
 	}
 	a.gone = true
 	l.sources.Delete(a.token)
-	a.ln.close()
+	if last {
+		a.ln.close()
+	}
 }

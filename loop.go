@@ -23,6 +23,7 @@ type loop struct {
 	engine    *Engine
 	backend   poller.Backend
 	completer poller.Completer // the same, if it takes the input itself
+	direct    directory        // the same, if it has direct descriptors
 	inner     *poller.Loop
 
 	sources poller.Table[source]
@@ -68,6 +69,9 @@ func newLoop(e *Engine, b poller.Backend) *loop {
 		done:    make(chan struct{}),
 	}
 	l.completer, _ = b.(poller.Completer)
+	if e.config.DirectDescriptors > 0 {
+		l.direct, _ = b.(directory)
+	}
 	l.inner = poller.NewLoop(b, l)
 	return l
 }
@@ -216,6 +220,9 @@ func (l *loop) event(c *Conn, ready poller.Ready) {
 		l.hungUp(c, ready)
 		return
 	}
+	if ready&both != 0 && c.isDirect() && !l.aliveDirect(c) {
+		return
+	}
 	if ready&(poller.Readable|poller.PeerClosed|poller.Urgent|both) != 0 {
 		c.flags |= flagMayRead
 		if c.flags&flagAgain == 0 {
@@ -237,10 +244,10 @@ func (c *Conn) finished() bool {
 // hungUp ends a connection that no read will find out about, because its end of stream was seen already or because it is
 // paused: after an error, or when its own writing direction is finished as well.
 func (l *loop) hungUp(c *Conn, ready poller.Ready) {
-	errno, _ := sys.GetsockoptInt(int(c.fd), sys.SOL_SOCKET, sys.SO_ERROR)
+	errno := l.pending(c)
 	switch {
 	case errno != 0:
-		l.destroy(c, os.NewSyscallError("getsockopt", sys.Errno(errno)))
+		l.destroy(c, os.NewSyscallError("getsockopt", errno))
 	case c.flags&flagEOF != 0 && ready&poller.HungUp != 0:
 		l.destroy(c, nil)
 	default:
@@ -275,10 +282,15 @@ func (l *loop) read(c *Conn) {
 	if c.flags&flagMayRead == 0 || c.flags&(flagEOF|flagArmed) != 0 {
 		return // While a completer receives, a read would overtake what is under way.
 	}
+	if c.isDirect() && c.flags&(flagDraining|flagBulk) == 0 {
+		c.flags &^= flagMayRead
+		l.rearm(c) // The receive finds what is there.
+		return
+	}
 	space := c.in.space(l.buffer)
-	n, errno := sys.Recv(int(c.fd), space)
+	n, errno := l.recv(c, space)
 	for doubts := 0; errno == sys.EAGAIN && c.flags&flagTalkative != 0 && doubts < doubtsMost; doubts++ {
-		n, errno = sys.Recv(int(c.fd), space)
+		n, errno = l.recv(c, space)
 	}
 	switch {
 	case errno == sys.EAGAIN:
@@ -382,7 +394,11 @@ func (l *loop) leave(c *Conn) (asked requests, err error) {
 	l.current.Store(nil)
 	l.silent = c.out == nil && c.asked&spoke == 0
 	if c.out != nil && !c.isClosed() {
-		if !c.blocked.Load() && !l.launch(c) {
+		if c.blocked.Load() {
+			if c.isDirect() {
+				err = l.launchDirect(c)
+			}
+		} else if !l.launch(c) {
 			err = c.flush()
 		}
 		if c.out == &l.cork {
@@ -442,6 +458,11 @@ func (l *loop) attend(c *Conn, asked requests, err error) {
 	}
 	if asked&askPoll != 0 && l.completes(c) {
 		if e := l.completer.AwaitWritable(int(c.fd), c.token); e != nil && err == nil {
+			err = e
+		}
+	}
+	if asked&(askLaunch|askFinished) != 0 && c.isDirect() {
+		if e := l.attendDirect(c, asked); e != nil && err == nil {
 			err = e
 		}
 	}
@@ -620,15 +641,12 @@ func (l *loop) endClose(c *Conn) {
 		l.destroy(c, c.reason) // The peer has sent everything, or a read has just found nothing.
 		return
 	}
-	n, errno := sys.Recv(int(c.fd), l.buffer)
+	n, errno := l.recv(c, l.buffer)
 	if errno != 0 || n == 0 {
 		l.destroy(c, c.reason)
 		return
 	}
-	c.mu.Lock()
-	err := c.shutdownWrite()
-	c.mu.Unlock()
-	if err != nil {
+	if err := l.shutdownNow(c); err != nil {
 		l.destroy(c, c.reason)
 		return
 	}
@@ -639,7 +657,7 @@ func (l *loop) endClose(c *Conn) {
 
 // discard throws away what a closing connection still gets, until its end.
 func (l *loop) discard(c *Conn) {
-	n, errno := sys.Recv(int(c.fd), l.buffer)
+	n, errno := l.recv(c, l.buffer)
 	switch {
 	case errno == sys.EAGAIN:
 		c.flags &^= flagMayRead
@@ -661,7 +679,7 @@ func (l *loop) destroy(c *Conn, reason error) {
 	c.state.Store(stateClosed)
 	fd := int(c.fd)
 	reset := c.queued() > 0 // Bytes are dropped: the peer must not take what it got for all.
-	if reset {
+	if reset && !c.isDirect() {
 		sys.SetLinger(fd, 0)
 	}
 	c.fd = -1
@@ -699,7 +717,7 @@ func (l *loop) closed(c *Conn, reason error) {
 func (l *loop) register(c *Conn) {
 	token, err := l.sources.Put(source{conn: c})
 	if err != nil {
-		sys.Close(int(c.fd))
+		l.closeFD(int(c.fd))
 		c.mu.Lock()
 		c.state.Store(stateClosed)
 		c.fd = -1
@@ -780,21 +798,29 @@ func (l *loop) detach(c *Conn) (net.Conn, error) {
 	if c.state.Load() >= stateClosing {
 		return nil, ErrClosed
 	}
-	if err := c.flush(); err != nil {
+	fd := int(c.fd)
+	kept := fd // What the connection goes on with.
+	if c.isDirect() {
+		if kept, err = l.detachDirect(c); err != nil {
+			return nil, err
+		}
+	} else if err := c.flush(); err != nil {
 		return nil, err
 	}
 	if c.queued() > 0 {
 		return nil, ErrWouldBlock
 	}
-	fd := int(c.fd)
 	rest := append([]byte(nil), c.in.view...)
 	c.in = inbound{}
 	c.fd = -1
 	c.state.Store(stateClosed)
 	l.takeOut(c, fd, func(b []byte) { rest = append(rest, b...) })
-	d, err := p.OpenStream(fd, c.flags&flagStream != 0)
+	if kept != fd {
+		l.direct.closeDirect(fd)
+	}
+	d, err := p.OpenStream(kept, c.flags&flagStream != 0)
 	if err != nil {
-		sys.Close(fd)
+		sys.Close(kept)
 		return nil, fmt.Errorf("detach a connection, which is closed now: %w", err)
 	}
 	return l.engine.newNetConn(d, rest), nil

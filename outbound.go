@@ -106,6 +106,9 @@ func (c *Conn) queue(p []byte, sent int) (int, error) {
 			c.out = new(outbound)
 		}
 		c.out.add(rest[:fits], limit)
+		if c.isDirect() {
+			c.flushDirect()
+		}
 	}
 	if fits < len(rest) {
 		c.asked |= askWritable
@@ -207,6 +210,10 @@ func (c *Conn) flush() error {
 
 // flushQueue sends what is queued, as far as the kernel takes it, and what is to follow the last byte.
 func (c *Conn) flushQueue() error {
+	if c.isDirect() {
+		c.flushDirect()
+		return nil
+	}
 	if c.out != nil && c.out.flight != nil {
 		return nil // The queue follows when the completer has sent it.
 	}

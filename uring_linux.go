@@ -41,7 +41,8 @@ type uringBackend struct {
 	sated   []poller.Token // those of them that had got some since they were armed
 	backlog []poller.Event // what Stop has met of others
 
-	stats uringStats
+	direct directTable // see uring_direct_linux.go
+	stats  uringStats
 }
 
 // uringSlot is what the kernel has been asked for one token.
@@ -77,6 +78,7 @@ const (
 	kindSend
 	kindCancel
 	kindReady
+	kindNow // of the table of direct descriptors
 )
 
 func userData(kind int, t poller.Token) uint64 { return uint64(kind)<<poller.TokenBits | uint64(t) }
@@ -117,9 +119,17 @@ func checkUring(c Config, auto bool) error {
 	if auto {
 		wanted, patience = wanted|uring.DeferTaskrun, 0 // It has another backend, so it need not wait.
 	}
+	if c.DirectDescriptors > 0 {
+		wanted |= uringDirect
+	}
 	missing, err := uring.SelfTest(masked, wanted, patience)
 	if err != nil {
 		return uring.Explain(err)
+	}
+	if c.DirectDescriptors > 0 {
+		if err := checkTable(c.DirectDescriptors, masked|missing); err != nil {
+			return err
+		}
 	}
 	if lacking := (masked | missing) & (uring.DeferTaskrun | uringReceives); auto && lacking != 0 {
 		return fmt.Errorf("auto does not take io_uring without %v, which the kernel lacks or which is masked off: %w",
@@ -134,7 +144,11 @@ func uringWithout(c Config) (uring.Feature, error) {
 	if err != nil {
 		return 0, err
 	}
-	missing, err := uring.Missing(uringProbed &^ masked)
+	probed := uringProbed
+	if c.DirectDescriptors > 0 {
+		probed |= uringDirect
+	}
+	missing, err := uring.Missing(probed &^ masked)
 	return masked | missing, err
 }
 
@@ -148,6 +162,12 @@ func newUring(c Config) (poller.Backend, error) {
 	u, err := openUring(o, c.RingBuffers, c.RingBufferSize)
 	if err != nil {
 		return nil, uring.Explain(err)
+	}
+	if c.DirectDescriptors > 0 {
+		if err := u.openTable(c.DirectDescriptors); err != nil {
+			u.Close()
+			return nil, err
+		}
 	}
 	if u.buffers == nil {
 		return uringReadiness{u}, nil
@@ -363,10 +383,14 @@ func (u *uringBackend) Receive(fd int, t poller.Token) error {
 func (u *uringBackend) Send(fd int, t poller.Token, b []byte) error {
 	// SAFETY: b lies in the heap, which does not move; the slot, or the entry in closing, keeps it alive until the kernel
 	// has completed the request.
-	err := u.submit(fd, t, kindSend, uring.SQE{
+	sqe := uring.SQE{
 		Opcode: uring.OpSend, Addr: uint64(uintptr(unsafe.Pointer(unsafe.SliceData(b)))), Len: uint32(len(b)),
 		OpFlags: sys.MSG_WAITALL | sys.MSG_NOSIGNAL,
-	})
+	}
+	if fd >= directBit {
+		sqe.OpFlags = sys.MSG_NOSIGNAL // It may be long: what the peer has taken is to be known meanwhile.
+	}
+	err := u.submit(fd, t, kindSend, sqe)
 	if err == nil {
 		u.find(t).send = b
 	}
@@ -395,6 +419,10 @@ func (u *uringBackend) submit(fd int, t poller.Token, kind int, sqe uring.SQE) e
 		return nil
 	}
 	sqe.FD = int32(fd)
+	if fd >= directBit {
+		sqe.FD = int32(fd - directBit)
+		sqe.Flags |= uring.FixedFile
+	}
 	sqe.UserData = userData(kind, t)
 	u.push(&sqe)
 	s.armed |= 1 << kind
@@ -483,6 +511,10 @@ func (u *uringBackend) Stop(t poller.Token, f func(*poller.Event)) {
 }
 
 func (u *uringBackend) Release(fd int, t poller.Token, reset bool) {
+	if fd >= directBit {
+		u.releaseDirect(fd, t, reset)
+		return
+	}
 	s := u.find(t)
 	if s == nil || s.armed == 0 {
 		sys.Close(fd)
@@ -506,6 +538,7 @@ func (u *uringBackend) Disarm(t poller.Token) {
 		}
 		*s = uringSlot{}
 	}
+	u.forgetAccept(t)
 }
 
 // letGo cancels what a slot has under way, and remembers it until it has ended.
@@ -563,6 +596,9 @@ func (u *uringBackend) complete(c *uring.CQE, ev *poller.Event) bool {
 			u.readyDone(c)
 		}
 		return false
+	case kindNow:
+		u.completeNow(c, t)
+		return false
 	}
 	s := u.find(t)
 	if s == nil {
@@ -574,6 +610,10 @@ func (u *uringBackend) complete(c *uring.CQE, ev *poller.Event) bool {
 	}
 	switch kind {
 	case kindAccept:
+		if result, ok := u.acceptedDirect(c, t); ok {
+			*ev = poller.Event{Token: t, Ready: poller.Accepted, Result: result}
+			break
+		}
 		unasked := c.Res == -int32(sys.ECANCELED) && !s.cancel
 		if (c.Res >= 0 || unasked) && c.Flags&uring.CQEMore == 0 && !s.cancel {
 			u.stats.rearms++
@@ -650,8 +690,15 @@ func (u *uringBackend) giveBack(c *uring.CQE) {
 func (u *uringBackend) completeStale(c *uring.CQE, kind int, t poller.Token) {
 	u.stats.stale++
 	u.giveBack(c)
-	if kind == kindAccept && c.Res >= 0 {
-		sys.Close(int(c.Res))
+	if kind == kindAccept {
+		if result, ok := u.acceptedDirect(c, t); ok {
+			if result >= 0 {
+				u.closeDirect(int(result))
+			}
+			u.forgetAccept(t)
+		} else if c.Res >= 0 {
+			sys.Close(int(c.Res))
+		}
 	}
 	if o := u.closing[t]; o != nil && c.Flags&uring.CQEMore == 0 {
 		if o.armed &^= 1 << kind; o.armed == 0 {
@@ -749,6 +796,7 @@ func (u *uringBackend) Close() error {
 		if quiet = u.quiesce(); quiet && u.buffers != nil {
 			u.buffers.Close()
 		}
+		u.closeTable(quiet)
 		poller.Disown(u.ring.FD())
 		u.ring.Close()
 	}
@@ -772,6 +820,7 @@ func (u *uringBackend) quiesce() (quiet bool) {
 	discard := func(events []poller.Event) {
 		for i := range events {
 			switch ev := &events[i]; {
+			case ev.Ready&poller.Accepted != 0 && ev.Result >= directBit: // The table is closed as a whole.
 			case ev.Ready&poller.Accepted != 0 && ev.Result >= 0:
 				sys.Close(int(ev.Result))
 			case ev.Ready&poller.Received != 0 && ev.Result > 0:

@@ -20,6 +20,8 @@ func TestUringSettings(t *testing.T) {
 		{"POLLUX_RING_ENTRIES", "", func(c Config) any { return c.RingEntries }, 1024},
 		{"POLLUX_BUFFERS", "32768", func(c Config) any { return c.RingBuffers }, 32768},
 		{"POLLUX_RING_BUFFER_SIZE", "16KiB", func(c Config) any { return c.RingBufferSize }, 16384},
+		{"POLLUX_DIRECT", "20000", func(c Config) any { return c.DirectDescriptors }, 20000},
+		{"POLLUX_DIRECT", "", func(c Config) any { return c.DirectDescriptors }, 0},
 		{"POLLUX_URING_FEATURES", "-multishot_recv,-buffer_ring", func(c Config) any { return c.UringFeatures }, "-multishot_recv,-buffer_ring"},
 	} {
 		c, err := ConfigFromEnv(lookup(tc.name, tc.value))
@@ -41,6 +43,8 @@ func TestUringSettingsOutOfRange(t *testing.T) {
 		{"POLLUX_BUFFERS", "65536", "a power of two, 4 to 32768"},
 		{"POLLUX_RING_BUFFER_SIZE", "255", "256 to 1MiB"},
 		{"POLLUX_RING_BUFFER_SIZE", "2MiB", "256 to 1MiB"},
+		{"POLLUX_DIRECT", "1048577", "0 to 1048576"},
+		{"POLLUX_DIRECT", "-1", "0 to 1048576"},
 		{"POLLUX_URING_FEATURES", "multishot_recv", "names with a - before them"},
 		{"POLLUX_URING_FEATURES", "-multishot", "multishot_recv"},
 	} {

@@ -101,7 +101,11 @@ func featuresOf(c pollux.Config) []featureReport {
 
 func backendsOf(c pollux.Config) (r backendReport) {
 	for _, kind := range []pollux.Kind{pollux.KindEpoll, pollux.KindUring} {
+		c := c
 		c.Backend = kind
+		if kind != pollux.KindUring {
+			c.DirectDescriptors = 0 // Else it would be refused for them, and not for itself.
+		}
 		answer := backendAnswer{Name: string(kind), Works: true}
 		if e, err := pollux.New(c); err != nil {
 			answer.Works, answer.Error = false, err.Error()
@@ -110,7 +114,7 @@ func backendsOf(c pollux.Config) (r backendReport) {
 		}
 		r.Backend = append(r.Backend, answer)
 	}
-	c.Backend = pollux.KindAuto
+	c.Backend, c.DirectDescriptors = pollux.KindAuto, 0
 	e, err := pollux.New(c)
 	if err != nil {
 		r.Reason = err.Error()
