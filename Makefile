@@ -72,6 +72,10 @@ test-matrix: ## all tests on io_uring under the race detector, with what kernels
 		$(GO) test -race . && (cd test && $(GO) test -race $(PACKAGES)) || exit 1; \
 	done
 
+.PHONY: test-direct
+test-direct: ## all tests on io_uring with direct descriptors, under the race detector (about 5 minutes)
+	POLLUX_BACKEND=io_uring POLLUX_DIRECT=1000 $(GO) test -race .
+
 .PHONY: test-sweep
 test-sweep: ## every system call of the scenarios fails once, with every error that makes sense
 	POLLUX_TEST_SWEEP=all $(GO) test -run 'Sweep' -timeout 30m .
@@ -85,6 +89,10 @@ bench: deps ## the comparison in full: 1, 64 and 1000 connections, deadlines, id
 	$(BENCH) echo -rounds $(ROUNDS) -duration 1s -warmup 300ms
 	$(BENCH) echo -rounds $(ROUNDS) -duration 1s -warmup 300ms -servers std,pollux-net -deadline 5s
 	$(BENCH) idle
+
+.PHONY: conns
+conns: deps ## 100,000 connections in one process beyond RLIMIT_NOFILE, by direct descriptors (about a minute, 2 GB)
+	$(BENCH) conns
 
 .PHONY: bench-smoke
 bench-smoke: ## every benchmark once, so that none rots

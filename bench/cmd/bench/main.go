@@ -5,6 +5,7 @@
 //	go run ./cmd/bench echo             about eight minutes
 //	go run ./cmd/bench echo -share 0.5  latency at half of std's peak, open loop
 //	go run ./cmd/bench idle             memory per idle connection
+//	go run ./cmd/bench conns            more connections than RLIMIT_NOFILE allows
 //	go run ./cmd/bench list             the servers
 //
 // Each subcommand explains its flags with -h. How to read the tables, and what they
@@ -25,10 +26,11 @@ import (
 
 const usage = `bench compares echo servers: pollux, Go's net, other event libraries, C.
 
-usage: bench [echo|idle|list] [flags]
+usage: bench [echo|idle|conns|list] [flags]
 
   echo   requests/s, latency and CPU per request (the default)
   idle   memory per idle connection
+  conns  more connections in one process than RLIMIT_NOFILE allows, by direct descriptors
   list   the servers there are
 
 bench SUBCOMMAND -h explains the flags.
@@ -75,6 +77,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			return b.idle(ctx)
 		}
 		return b.echo(ctx)
+	case "conns":
+		return conns(ctx, args, stdout, stderr)
+	case connsClient:
+		return runConnsClient(ctx, args, os.Stdin, stdout)
 	case "list":
 		return list(stdout)
 	case "help":

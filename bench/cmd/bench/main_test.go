@@ -127,6 +127,8 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"-h"}, "usage: bench", nil},
 		{[]string{"echo", "-h"}, "-pipeline", flag.ErrHelp},
 		{[]string{"idle", "-h"}, "-conns", flag.ErrHelp},
+		{[]string{"conns", "-h"}, "RLIMIT_NOFILE", flag.ErrHelp},
+		{[]string{"conns", "-conns", "0"}, "must be above 0", errUsage},
 		{[]string{"dance"}, `no subcommand "dance"`, errUsage},
 		{[]string{"-servers", "nosuch"}, `there is no server "nosuch"`, errUsage},
 		{[]string{"-servers", "std@GOGC"}, "is not VARIABLE=VALUE", errUsage},
@@ -214,4 +216,32 @@ func TestUring(t *testing.T) {
 			t.Errorf("the output has no %q, or leaves something out:\n%s", want, out)
 		}
 	}
+}
+
+// A few connections by each kind of descriptor.
+func TestConns(t *testing.T) {
+	t.Setenv("BENCH_TEST_CONNS_CLIENT", "1") // The clients' processes are this program: see TestMain.
+	out, progress, err := runArgs(t, "conns", "-conns", "300", "-ordinary", "100", "-loops", "2")
+	if strings.Contains(progress+out, "POLLUX_DIRECT") || err != nil && strings.Contains(err.Error(), "direct") {
+		t.Skipf("no direct descriptors here: %v", err)
+	}
+	if err != nil {
+		t.Fatalf("%v\n%s\n%s", err, progress, out)
+	}
+	for _, want := range []string{"io_uring, direct", "epoll", "PASS: one process held 300 connections"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("the output has no %q:\n%s", want, out)
+		}
+	}
+}
+
+// TestMain makes the test's program what the scenario with many connections starts.
+func TestMain(m *testing.M) {
+	if os.Getenv("BENCH_TEST_CONNS_CLIENT") != "" && len(os.Args) > 1 && os.Args[1] == connsClient {
+		if err := run(context.Background(), os.Args[1:], os.Stdout, os.Stderr); err != nil {
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
 }

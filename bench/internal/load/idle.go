@@ -17,7 +17,12 @@ type Idle struct{ g *generator }
 // OpenIdle connects conns times to addr. The source addresses go round in
 // 127.0.0.0/8 when the server's is in it, so that ports do not run out.
 func OpenIdle(ctx context.Context, addr string, conns, size int) (*Idle, error) {
-	cfg := Config{Addr: addr, Conns: conns, Size: size, Pipeline: 1, Duration: time.Second}
+	return OpenIdleFrom(ctx, addr, 0, conns, size)
+}
+
+// OpenIdleFrom is OpenIdle for one of several processes, before which others open first connections.
+func OpenIdleFrom(ctx context.Context, addr string, first, conns, size int) (*Idle, error) {
+	cfg := Config{Addr: addr, First: first, Conns: conns, Size: size, Pipeline: 1, Duration: time.Second}
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}

@@ -51,6 +51,7 @@ const (
 type Config struct {
 	Addr     string        // Addr is the server's host:port.
 	Conns    int           // Conns is the number of connections.
+	First    int           // First is the number of the first one: several processes share the source addresses by it.
 	Size     int           // Size of a request and of its answer, in bytes.
 	Pipeline int           // Pipeline is the number of requests under way per connection, closed loop only.
 	Rate     float64       // Rate above zero makes it an open loop of so many requests a second over all connections.
@@ -213,7 +214,7 @@ func (g *generator) open() error {
 		if g.cancelled.Load() {
 			return context.Cause(g.ctx)
 		}
-		fd, err := connect(addr, i)
+		fd, err := connect(addr, g.cfg.First+i)
 		if err != nil {
 			return fmt.Errorf("connection %d of %d to %s: %w", i+1, g.cfg.Conns, g.cfg.Addr, err)
 		}

@@ -103,6 +103,63 @@ func Descriptors(pid int) (int, error) {
 	return len(d), nil
 }
 
+// Limit is the limit of a running process on open files.
+func Limit(pid int) (int, error) {
+	var limit unix.Rlimit
+	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &limit); err != nil {
+		return 0, fmt.Errorf("read the limit on open files of process %d: %w", pid, err)
+	}
+	return int(limit.Cur), nil
+}
+
+// Threads counts the threads of a process whose name begins with prefix.
+func Threads(pid int, prefix string) (int, error) {
+	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil {
+		return 0, fmt.Errorf("count the threads: %w", err)
+	}
+	n := 0
+	for _, task := range tasks {
+		name, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/comm", pid, task.Name()))
+		if err == nil && strings.HasPrefix(string(name), prefix) {
+			n++
+		}
+	}
+	return n, nil
+}
+
+// Memory is what /proc/meminfo says of the machine, in bytes.
+type Memory struct {
+	Available int64
+	// Slab is what the kernel has allocated for its own objects, sockets and requests among them.
+	Slab int64
+}
+
+// ReadMemory reads /proc/meminfo.
+func ReadMemory() (m Memory, err error) {
+	text, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return m, fmt.Errorf("read the machine's memory: %w", err)
+	}
+	for line := range strings.Lines(string(text)) {
+		f := strings.Fields(line)
+		if len(f) < 2 {
+			continue
+		}
+		kb, _ := strconv.ParseInt(f[1], 10, 64)
+		switch f[0] {
+		case "MemAvailable:":
+			m.Available = kb << 10
+		case "Slab:":
+			m.Slab = kb << 10
+		}
+	}
+	if m.Available == 0 || m.Slab == 0 {
+		return m, fmt.Errorf("/proc/meminfo has no MemAvailable or no Slab")
+	}
+	return m, nil
+}
+
 // Times is what CPUs have done since boot, in steps of 10 ms.
 type Times struct {
 	Busy  time.Duration // Busy is everything but idle time, stolen time included.
