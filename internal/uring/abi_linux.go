@@ -153,9 +153,6 @@ const (
 	RecvMultishot   = 1 << 1 // ioprio of a receive
 	AcceptMultishot = 1 << 0 // ioprio of an accept
 
-	CancelAll = 1 << 0
-	CancelAny = 1 << 2
-
 	// FileIndexAlloc has the kernel choose a slot of the fixed-file table.
 	FileIndexAlloc = ^uint32(0)
 

@@ -63,7 +63,7 @@ func tryDirectFiles(t *trial) (bool, error) {
 	}
 	defer done()
 	return t.withFiles(nil, func() (bool, error) {
-		c, err := t.do(SQE{Opcode: OpAccept, FD: int32(fd), OpFlags: sys.SOCK_NONBLOCK, FileSlot: FileIndexAlloc, UserData: 2})
+		c, err := t.do(SQE{Opcode: OpAccept, FD: int32(fd), OpFlags: sys.SOCK_NONBLOCK, FileSlot: FileIndexAlloc})
 		has, err := verdict(c, err)
 		if !has || err != nil {
 			return false, err
@@ -72,7 +72,7 @@ func tryDirectFiles(t *trial) (bool, error) {
 		b := make([]byte, 1)
 		c, err = t.do(SQE{
 			Opcode: OpRecv, FD: c.Res, Flags: FixedFile, Addr: uint64(uintptr(unsafe.Pointer(&b[0]))), Len: 1,
-			OpFlags: sys.MSG_DONTWAIT, UserData: 3,
+			OpFlags: sys.MSG_DONTWAIT,
 		})
 		runtime.KeepAlive(b)
 		if err == nil && c.Res == -int32(sys.EAGAIN) {
@@ -91,7 +91,7 @@ func tryFixedFDInstall(t *trial) (bool, error) {
 	defer sys.Close(pair[0])
 	defer sys.Close(pair[1])
 	return t.withFiles([]int32{int32(pair[0])}, func() (bool, error) {
-		c, err := t.do(SQE{Opcode: OpFixedFDInstall, Flags: FixedFile, UserData: 2})
+		c, err := t.do(SQE{Opcode: OpFixedFDInstall, Flags: FixedFile})
 		has, err := verdict(c, err)
 		if has {
 			sys.Close(int(c.Res))
@@ -123,19 +123,21 @@ func tryDirectClose(t *trial) (bool, error) {
 			sys.Close(pair[0])
 			pair[0] = -1
 		}
-		waiting := t.Next()
-		*waiting = SQE{Opcode: OpPollAdd, Flags: FixedFile, OpFlags: sys.EPOLLIN, UserData: 2}
+		waiting, err := t.submit(SQE{Opcode: OpPollAdd, Flags: FixedFile, OpFlags: sys.EPOLLIN})
+		if err != nil {
+			return false, err
+		}
 		// A reset is asked for as the backend does: it must be understood as well.
 		option := &[2]int32{}
 		sqe := SocketOption(false, sys.SOL_SOCKET, sys.SO_LINGER, unsafe.Pointer(option), unsafe.Sizeof(*option))
-		sqe.FD, sqe.Flags, sqe.UserData = 1, FixedFile, 3
+		sqe.FD, sqe.Flags = 1, FixedFile
 		c, err := t.do(sqe)
 		runtime.KeepAlive(option)
 		if c.Res == -int32(sys.ENOTSUP) {
 			c.Res = -int32(sys.EINVAL)
 		}
 		if has, err = verdict(c, err); has {
-			if c, err = t.do(SQE{Opcode: OpClose, FileSlot: 2, UserData: 4}); err == nil && c.Res < 0 {
+			if c, err = t.do(SQE{Opcode: OpClose, FileSlot: 2}); err == nil && c.Res < 0 {
 				err = sys.Errno(-c.Res)
 			}
 			var b [1]byte
@@ -145,7 +147,7 @@ func tryDirectClose(t *trial) (bool, error) {
 				err = errno
 			}
 		}
-		if e := t.cancel(2); err == nil {
+		if e := t.cancel(waiting); err == nil {
 			err = e
 		}
 		return has, err

@@ -240,21 +240,43 @@ func run(o Options, f func(*trial) error) error {
 // trial is a ring that is tried out.
 type trial struct {
 	*Ring
-	end time.Time
+	end      time.Time
+	requests uint64 // that were submitted; each has its number as user_data
+}
+
+// submit has the next wait submit a request, and returns the request's number.
+func (t *trial) submit(sqe SQE) (request uint64, err error) {
+	e := t.Next()
+	if e == nil {
+		return 0, errors.New("the queue of an io_uring is full")
+	}
+	t.requests++
+	sqe.UserData = t.requests
+	*e = sqe
+	return t.requests, nil
 }
 
 // do submits a request and returns its first completion.
 func (t *trial) do(sqe SQE) (CQE, error) {
-	e := t.Next()
-	if e == nil {
-		return CQE{}, errors.New("the queue of an io_uring is full")
+	request, err := t.submit(sqe)
+	if err != nil {
+		return CQE{}, err
 	}
-	*e = sqe
-	return t.next()
+	return t.next(request)
 }
 
-// next returns the next completion.
-func (t *trial) next() (c CQE, err error) {
+// next returns the next completion of a request. Those of others are what nobody has waited for: a request that failed
+// where it was not looked for, on a kernel without the feature.
+func (t *trial) next(request uint64) (CQE, error) {
+	for {
+		if c, err := t.any(); err != nil || c.UserData == request {
+			return c, err
+		}
+	}
+}
+
+// any returns the next completion.
+func (t *trial) any() (c CQE, err error) {
 	for t.Reap(1, func(got *CQE) { c = *got }) == 0 {
 		left := time.Until(t.end)
 		if left <= 0 {
@@ -269,8 +291,8 @@ func (t *trial) next() (c CQE, err error) {
 
 // nop shows that the ring works at all.
 func (t *trial) nop() error {
-	c, err := t.do(SQE{Opcode: OpNop, UserData: 1})
-	if err == nil && (c.UserData != 1 || c.Res != 0) {
+	c, err := t.do(SQE{Opcode: OpNop})
+	if err == nil && c.Res != 0 {
 		err = fmt.Errorf("a no-op came back as %+v", c)
 	}
 	if err != nil {
@@ -279,14 +301,14 @@ func (t *trial) nop() error {
 	return nil
 }
 
-// cancel ends a request that lives on, and waits for its end.
-func (t *trial) cancel(userData uint64) error {
-	c, err := t.do(SQE{Opcode: OpAsyncCancel, Addr: userData, UserData: ^userData})
-	for both := 0; err == nil; c, err = t.next() {
-		if c.UserData == ^userData || c.Flags&CQEMore == 0 {
-			if both++; both == 2 {
-				break
-			}
+// cancel ends a request that lives on, and waits for its end and that of the cancel, which come in any order.
+func (t *trial) cancel(request uint64) error {
+	cancel, err := t.submit(SQE{Opcode: OpAsyncCancel, Addr: request})
+	for left := 2; err == nil && left > 0; {
+		var c CQE
+		c, err = t.any()
+		if c.UserData == cancel || c.UserData == request && c.Flags&CQEMore == 0 {
+			left--
 		}
 	}
 	return err
@@ -312,17 +334,31 @@ func (t *trial) multishot(sqe SQE) (bool, error) {
 	if !has || err != nil || c.Flags&CQEMore == 0 {
 		return false, err
 	}
-	return true, t.cancel(sqe.UserData)
+	return true, t.cancel(c.UserData)
 }
 
 func trySkipCQE(t *trial) (bool, error) {
-	e := t.Next()
-	*e = SQE{Opcode: OpNop, Flags: SkipSuccess, UserData: 2}
-	c, err := t.do(SQE{Opcode: OpNop, UserData: 3})
-	if err != nil || c.UserData == 3 {
-		return err == nil, err
+	skipped, err := t.submit(SQE{Opcode: OpNop, Flags: SkipSuccess})
+	if err != nil {
+		return false, err
 	}
-	return verdict(c, nil)
+	last, err := t.submit(SQE{Opcode: OpNop})
+	if err != nil {
+		return false, err
+	}
+	// The last one completes in any case, after what the first one may have to say.
+	for has := true; ; {
+		switch c, err := t.any(); {
+		case err != nil:
+			return false, err
+		case c.UserData == skipped:
+			if has, err = verdict(c, nil); err != nil {
+				return false, err
+			}
+		case c.UserData == last:
+			return has, nil
+		}
+	}
 }
 
 func tryRegisteredRing(t *trial) (bool, error) {
@@ -361,7 +397,7 @@ func tryRestrictions() (bool, error) {
 	if err := t.nop(); err != nil {
 		return false, err
 	}
-	c, err := t.do(SQE{Opcode: OpAsyncCancel, UserData: 2})
+	c, err := t.do(SQE{Opcode: OpAsyncCancel})
 	return c.Res == -int32(sys.EACCES), err
 }
 
@@ -388,7 +424,7 @@ func tryMultishotPoll(t *trial) (bool, error) {
 	if _, errno := sys.Write(fd, []byte{1, 0, 0, 0, 0, 0, 0, 0}); errno != 0 {
 		return false, errno
 	}
-	return t.multishot(SQE{Opcode: OpPollAdd, FD: int32(fd), Len: PollMulti, OpFlags: sys.EPOLLIN, UserData: 2})
+	return t.multishot(SQE{Opcode: OpPollAdd, FD: int32(fd), Len: PollMulti, OpFlags: sys.EPOLLIN})
 }
 
 func tryBufferRing(t *trial) (bool, error) {
@@ -409,7 +445,7 @@ func tryMultishotAccept(t *trial) (bool, error) {
 		return false, err
 	}
 	defer done()
-	c, err := t.do(SQE{Opcode: OpAccept, FD: int32(fd), IOPrio: AcceptMultishot, OpFlags: sys.SOCK_CLOEXEC, UserData: 2})
+	c, err := t.do(SQE{Opcode: OpAccept, FD: int32(fd), IOPrio: AcceptMultishot, OpFlags: sys.SOCK_CLOEXEC})
 	has, err := verdict(c, err)
 	if !has || err != nil {
 		return false, err
@@ -418,7 +454,7 @@ func tryMultishotAccept(t *trial) (bool, error) {
 	if c.Flags&CQEMore == 0 {
 		return false, nil
 	}
-	return true, t.cancel(2)
+	return true, t.cancel(c.UserData)
 }
 
 // awaited returns a listening socket in whose queue a connection waits.
@@ -491,15 +527,17 @@ func (t *trial) receive() (multishot bool, err error) {
 			sys.Close(pair[1])
 		}
 	}()
+	var request uint64
 	for n := range 3 { // More rounds than buffers.
 		if _, errno := sys.Write(pair[1], []byte(hello)); errno != 0 {
 			return false, fmt.Errorf("write to a socket pair: %w", errno)
 		}
 		var c CQE
 		if n == 0 {
-			c, err = t.do(SQE{Opcode: OpRecv, FD: int32(pair[0]), IOPrio: RecvMultishot | RecvPollFirst, Flags: BufferSelect, UserData: 2})
+			c, err = t.do(SQE{Opcode: OpRecv, FD: int32(pair[0]), IOPrio: RecvMultishot | RecvPollFirst, Flags: BufferSelect})
+			request = c.UserData
 		} else {
-			c, err = t.next()
+			c, err = t.next(request)
 		}
 		if err == nil && c.Res < 0 {
 			err = sys.Errno(-c.Res)
@@ -519,7 +557,7 @@ func (t *trial) receive() (multishot bool, err error) {
 	}
 	sys.Close(pair[1])
 	pair[1] = -1
-	c, err := t.next()
+	c, err := t.next(request)
 	if err == nil && (c.Res != 0 || c.Flags&CQEMore != 0) {
 		err = fmt.Errorf("%+v came instead", c)
 	}

@@ -102,6 +102,28 @@ func TestTrialAgreesWithQuery(t *testing.T) {
 	}
 }
 
+// A completion that nobody has waited for is not the answer to the next request. Kernels before 5.17 complete a no-op that
+// must be skipped, and end the submission there: what came after it was once taken for the answer of another probe.
+func TestTrialPassesOver(t *testing.T) {
+	usable(t)
+	testutil.CheckLeaks(t)
+	err := onOwnThread(Options{}, func(trial *trial) error {
+		for range 3 {
+			if _, err := trial.submit(SQE{Opcode: OpNop}); err != nil {
+				return err
+			}
+		}
+		c, err := trial.do(SQE{Opcode: ^uint8(0)}) // No kernel knows it.
+		if err == nil && c.Res != -int32(sys.EINVAL) {
+			t.Errorf("%+v is not the answer of an operation that does not exist", c)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 // A kernel that refuses, rather than not knowing, leaves a probe undecided; nothing of that is remembered.
 func TestProbesUndecided(t *testing.T) {
 	usable(t)
@@ -109,6 +131,13 @@ func TestProbesUndecided(t *testing.T) {
 	for _, op := range []sys.Op{sys.OpUringSetup, sys.OpUringEnter, sys.OpUringRegister} {
 		for _, errno := range []sys.Errno{sys.EPERM, sys.ENOSYS, sys.ENOTSUP, sys.ENOMEM, sys.EINVAL} {
 			t.Run(op.String()+" "+errno.Error(), func(t *testing.T) {
+				forget(t)
+				var lacking Feature // A no to these is right, where what the probe asks meets no fault.
+				for _, a := range Answers() {
+					if errors.Is(a.Err, errors.ErrUnsupported) {
+						lacking |= a.Feature
+					}
+				}
 				forget(t)
 				restore := sys.Inject(func(got sys.Op, _ int) sys.Fault {
 					if got == op {
@@ -121,6 +150,7 @@ func TestProbesUndecided(t *testing.T) {
 					var unsupported *UnsupportedError
 					switch {
 					case a.Err == nil:
+					case errors.As(a.Err, &unsupported) && lacking&a.Feature != 0 && op != sys.OpUringSetup:
 					case errors.As(a.Err, &unsupported) || errors.Is(a.Err, errors.ErrUnsupported):
 						t.Errorf("%s: %v, which is a no", a.Name, a.Err)
 					case !errors.Is(a.Err, errno):

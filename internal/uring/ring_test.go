@@ -3,6 +3,7 @@
 package uring
 
 import (
+	"errors"
 	"runtime"
 	"testing"
 	"time"
@@ -13,6 +14,11 @@ import (
 // onThread runs f with a ring, on a thread of its own, which ends with it.
 func onThread(t *testing.T, o Options, f func(*Ring)) {
 	t.Helper()
+	usable(t)
+	missing, err := Missing(everything)
+	if err != nil {
+		t.Fatal(err)
+	}
 	r, err := Open(o)
 	if err != nil {
 		t.Fatal(err)
@@ -21,7 +27,7 @@ func onThread(t *testing.T, o Options, f func(*Ring)) {
 	go func() {
 		defer close(done)
 		runtime.LockOSThread() // Never unlocked: the thread ends, and with it what is registered with it.
-		if err := r.Enable(o.Without); err != nil {
+		if err := r.Enable(o.Without | missing); err != nil {
 			t.Error(err)
 			return
 		}
@@ -73,6 +79,11 @@ func TestNop(t *testing.T) {
 // A registration that outlives the ring keeps it, and the memory that it locks, until the thread ends, which the first
 // thread of a process never does.
 func TestCloseEndsRegistration(t *testing.T) {
+	usable(t)
+	missing, err := Missing(everything)
+	if err != nil {
+		t.Fatal(err)
+	}
 	r, err := Open(Options{Entries: 8, CQEntries: 16})
 	if err != nil {
 		t.Fatal(err)
@@ -81,7 +92,7 @@ func TestCloseEndsRegistration(t *testing.T) {
 	go func() {
 		defer close(done)
 		runtime.LockOSThread()
-		if err := r.Enable(0); err != nil {
+		if err := r.Enable(missing); err != nil {
 			t.Error(err)
 			return
 		}
@@ -114,6 +125,9 @@ func TestTimeout(t *testing.T) {
 }
 
 func TestMultishotReceive(t *testing.T) {
+	if err := Probe(MultishotRecv); errors.Is(err, errors.ErrUnsupported) {
+		t.Skip(err)
+	}
 	onThread(t, Options{Entries: 8, CQEntries: 16}, func(r *Ring) {
 		b, err := r.NewBufRing(3, 4, 256)
 		if err != nil {
