@@ -837,9 +837,15 @@ func (u *uringBackend) quiesce() (quiet bool) {
 	if !u.ring.Owned() {
 		return false
 	}
-	u.push(&uring.SQE{Opcode: uring.OpAsyncCancel, OpFlags: uring.CancelAny | uring.CancelAll, UserData: userData(kindCancel, 0)})
+	// Each by its user_data: kernels before 5.19 do not know how to cancel whatever there is. What is in closing was canceled
+	// as it came there.
+	if u.readyArmed {
+		u.cancel(kindReady, 0)
+	}
 	for i := range u.slots {
-		u.slots[i].cancel = true
+		s := &u.slots[i]
+		s.cancel = true
+		u.cancelAll(s.token, s.armed)
 	}
 	var events [64]poller.Event
 	for end := time.Now().Add(time.Second); u.busy(); {
