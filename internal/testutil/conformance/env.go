@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/pollux-go/pollux/internal/sys"
 	"github.com/pollux-go/pollux/internal/testutil/fake"
 	"github.com/pollux-go/pollux/poller"
@@ -275,14 +277,23 @@ func (e *env) open(r *rig, fd int) *poller.Desc {
 }
 
 // fill writes until the kernel takes no more, and returns how much it took.
+//
+// Over TCP that does not last on a slow machine: what is under way makes room as it arrives, and a window that is smaller
+// than a segment gets a part of one after 200 ms. So the buffer becomes smaller than what is queued.
 func (e *env) fill(d *poller.Desc) int {
 	e.Helper()
 	total := 0
 	chunk := make([]byte, 64<<10)
 	e.noError(d.Use(poller.ModeWrite, func(fd int) bool {
+		if e.network == "tcp" {
+			e.noError(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 1<<20))
+		}
 		for {
 			n, errno := sys.Send(fd, chunk)
 			if errno == sys.EAGAIN {
+				if e.network == "tcp" {
+					e.noError(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 0)) // The kernel has a least.
+				}
 				return true
 			}
 			if errno != 0 {
