@@ -84,6 +84,10 @@ test-sweep: ## every system call of the scenarios fails once, with every error t
 test-stress: ## the tests ten times, at 1, 2 and 4 Ps, under the race detector
 	$(GO) test -race -count=10 -cpu 1,2,4 -timeout 60m . ./poller ./internal/...
 
+.PHONY: kernels
+kernels: ## Linux 5.4, 5.10, 6.1 and 6.12 in an emulator, and the tests on each (about 15 minutes; docs/kernels.md)
+	test/kernels/run.sh
+
 .PHONY: bench
 bench: deps ## the comparison in full: 1, 64 and 1000 connections, deadlines, idle connections (about 15 minutes)
 	$(BENCH) echo -rounds $(ROUNDS) -duration 1s -warmup 300ms
