@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -419,6 +420,42 @@ func TestB10PauseAndResume(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
+		a.wait(t, 1)
+	})
+}
+
+// TestB10ResumeDelivers resumes with more unread than the limit, which a pause allows: a callback that ends before OnData
+// has had its turn leaves nothing.
+func TestB10ResumeDelivers(t *testing.T) {
+	eachBackend(t, func(t *testing.T, config Config) {
+		testutil.CheckLeaks(t)
+		config.ReadLimit = 10
+		e := newEngine(t, config)
+		paused := make(chan *Conn, 1)
+		first := true
+		s, a := bind(t, e, "tcp", funcs{data: func(c *Conn) error {
+			if first {
+				first = false
+				c.Pause()
+				paused <- c
+				return nil
+			}
+			return echo{}.OnData(c)
+		}})
+		client := dial(t, s.Addrs()[0])
+		want := strings.Repeat("x", 100)
+		if _, err := io.WriteString(client, want); err != nil {
+			t.Fatal(err)
+		}
+		receive(t, "Pause", paused).Async(func(c *Conn) {
+			c.Resume()
+			c.Async(func(*Conn) {})
+		})
+		got := make([]byte, len(want))
+		if _, err := io.ReadFull(client, got); err != nil || string(got) != want {
+			t.Errorf("%q, %v", got, err)
+		}
+		client.Close()
 		a.wait(t, 1)
 	})
 }

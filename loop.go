@@ -379,7 +379,9 @@ func (l *loop) finish(c *Conn, err error) {
 		return
 	}
 	c.in.keep()
-	if err == nil && len(c.in.view) > c.service.readLimit && !c.paused.Load() && c.linger == 0 {
+	// What came during a pause is not what the handler has left: it is delivered first.
+	resumed := asked&askResume != 0 || c.flags&flagDeliver != 0
+	if err == nil && len(c.in.view) > c.service.readLimit && !c.paused.Load() && !resumed && c.linger == 0 {
 		err = ErrReadLimit
 	}
 	if err == nil && asked == 0 && c.flags&(flagDraining|flagEOF) == 0 {
