@@ -36,7 +36,7 @@ import (
 // documentation says. The peers are connections of package net, which no injected fault concerns.
 
 // patience is how long a test waits for what must come. It is only there to end a test that hangs.
-const patience = 20 * time.Second
+var patience = testutil.Patience
 
 // testBackends are the backends of eachBackend: epoll, and io_uring where it works, or the one that POLLUX_BACKEND names.
 func testBackends(t testing.TB) []Kind {

@@ -17,12 +17,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pollux-go/pollux/internal/sys"
+	"github.com/pollux-go/pollux/internal/testutil"
 	"github.com/pollux-go/pollux/internal/testutil/fake"
 	"github.com/pollux-go/pollux/poller"
 )
 
 // patience is how long something may take that must happen.
-const patience = 20 * time.Second
+var patience = testutil.Patience
 
 // env is one subtest on one target.
 type env struct {
