@@ -60,8 +60,8 @@ test-nettest: ## golang.org/x/net/nettest, 20 times under the race detector
 WITHOUT_66  := -no_iowait,-epoll_wait
 WITHOUT_61  := $(WITHOUT_66),-no_sqarray
 WITHOUT_519 := $(WITHOUT_61),-defer_taskrun,-multishot_recv
-MASKS       ?= none $(WITHOUT_66) $(WITHOUT_61) $(WITHOUT_519) $(addprefix -,multishot_poll skip_cqe registered_ring \
-	coop_taskrun buffer_ring multishot_accept multishot_recv defer_taskrun no_sqarray no_iowait epoll_wait)
+MASKS       ?= none $(WITHOUT_66) $(WITHOUT_61) $(WITHOUT_519) $(addprefix -,restrictions multishot_poll skip_cqe registered_ring \
+	coop_taskrun buffer_ring multishot_accept multishot_recv defer_taskrun no_sqarray resize_rings no_iowait epoll_wait)
 
 .PHONY: test-matrix
 test-matrix: ## all tests on io_uring under the race detector, with what kernels lack masked off (about 40 minutes)
