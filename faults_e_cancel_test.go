@@ -528,20 +528,13 @@ func TestE11DescriptorsAgain(t *testing.T) {
 		}
 		return nil
 	})
-	eventually(t, "the end of every connection", func() bool { opened, closed := a.counts(); return opened == closed && e.Conns() == 0 })
-	eachUring(t, e, func(u *uringBackend) {
-		for end := time.Now().Add(patience / 2); len(u.closing) > 0 && time.Now().Before(end); {
-			// It ends with the next waits; this one is in the way.
-			if _, err := u.Wait(make([]poller.Event, 16), time.Millisecond); err != nil {
-				t.Error(err)
-				return
-			}
-		}
-		if len(u.closing) > 0 {
-			t.Errorf("%d descriptors are still being closed", len(u.closing))
-		}
-		wholePool(t, u)
+	a.wait(t, n)
+	eventually(t, "the end of every request", func() bool {
+		left := 0
+		eachUring(t, e, func(u *uringBackend) { left += len(u.closing) })
+		return left == 0
 	})
+	eachUring(t, e, func(u *uringBackend) { wholePool(t, u) })
 }
 
 // TestE19RefusedLater has enter fail for good once everything runs, as a filter would that is installed later. The engine

@@ -674,6 +674,9 @@ func TestFaults(t *testing.T) {
 			if errno == injected || asked == 0 {
 				t.Errorf("%v, call %d, watched: %v, asked %d times", op, i, errno, asked)
 			}
+			if op == OpUringEnter {
+				continue // Only its caller knows what was submitted, and so is told of a signal.
+			}
 			// A signal: it is the package's business, and nobody else's.
 			asked = 0
 			restore = Inject(func(o Op, fd int) Fault {
