@@ -28,8 +28,9 @@ func (k *Kind) UnmarshalText(text []byte) error {
 	return fmt.Errorf("%q is not a backend", text)
 }
 
-// autoOrder is the order in which auto tries the backends.
-var autoOrder = []Kind{KindEpoll, KindUring}
+// autoOrder is the order in which auto tries the backends: the one that costs less comes first. docs/io_uring.md has the
+// comparison.
+var autoOrder = []Kind{KindUring, KindEpoll}
 
 // candidate is a backend that can be chosen.
 type candidate struct {

@@ -291,6 +291,13 @@ func (e *Engine) Bind(h Handler, addrs ...string) (*Service, error) {
 	return e.serve(h, open)
 }
 
+// The kernel ends the rings of a process that was killed in the background. A server that is started again at once finds its
+// address in use until then, which takes some tens of milliseconds.
+const (
+	usedMost  = 250 * time.Millisecond
+	usedPause = 5 * time.Millisecond
+)
+
 func (e *Engine) listenOn(a address) ([]*listening, error) {
 	var fds []int
 	switch a.network {
@@ -304,6 +311,10 @@ func (e *Engine) listenOn(a address) ([]*listening, error) {
 		}
 	default:
 		ln, err := e.config.listen(context.Background(), a.network, a.rest)
+		for waited := time.Duration(0); errors.Is(err, sys.EADDRINUSE) && e.Backend() == string(KindUring) && waited < usedMost; waited += usedPause {
+			time.Sleep(usedPause)
+			ln, err = e.config.listen(context.Background(), a.network, a.rest)
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -169,7 +169,7 @@ func TestDefaultServers(t *testing.T) {
 	if got := defaultServers(t.Context(), true); got != without {
 		t.Errorf("a quick run has %s, want %s", got, without)
 	}
-	want := strings.Replace(without, "pollux,", "pollux,pollux@POLLUX_BACKEND=io_uring,", 1)
+	want := strings.Replace(without, "pollux,", "pollux@POLLUX_BACKEND=epoll,pollux@POLLUX_BACKEND=io_uring,", 1)
 	t.Setenv("CC", "false")
 	if got := defaultServers(t.Context(), false); got != want {
 		t.Errorf("a full run without the header has %s, want %s", got, want)

@@ -86,16 +86,16 @@ func parseContenders(list string) ([]contender, error) {
 }
 
 // defaultServers is the list of a run that is not told one. A quick run has each
-// program that needs nothing but Go and a C compiler; a full one has those on
-// io_uring too.
+// program that needs nothing but Go and a C compiler, and pollux on the backend
+// that it takes by itself; a full one has C on io_uring too, and pollux on both.
 func defaultServers(ctx context.Context, quick bool) string {
 	var list []string
 	for _, p := range programs {
-		if p.library == "" || !quick && p.hasHeader(ctx) {
+		switch {
+		case p.name == "pollux" && !quick:
+			list = append(list, p.name+"@POLLUX_BACKEND=epoll", p.name+"@POLLUX_BACKEND=io_uring")
+		case p.library == "" || !quick && p.hasHeader(ctx):
 			list = append(list, p.name)
-		}
-		if p.name == "pollux" && !quick {
-			list = append(list, p.name+"@POLLUX_BACKEND=io_uring")
 		}
 	}
 	return strings.Join(list, ",")
