@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -798,4 +799,58 @@ func TestE31ResetBehindData(t *testing.T) {
 		blocker.Close()
 		a.wait(t, n+1)
 	})
+}
+
+// TestE32OneEnterABatch counts the system calls of echoes that come together: the enter that brought the requests, the one
+// that takes the answers and waits, and no other.
+func TestE32OneEnterABatch(t *testing.T) {
+	needUring(t)
+	testutil.CheckLeaks(t)
+	const n, rounds = 64, 20
+	var counting atomic.Bool
+	var calls [sys.Ops]atomic.Int64
+	testutil.InjectFaults(t, func(op sys.Op, _ int) sys.Fault {
+		if counting.Load() {
+			calls[op].Add(1)
+		}
+		return sys.Fault{}
+	})
+	e := newEngine(t, Config{Backend: KindUring, Loops: 1, Logger: slog.New(slog.DiscardHandler)})
+	s, _ := bind(t, e, "tcp", echo{})
+	clients := make([]net.Conn, n)
+	for i := range clients {
+		clients[i] = dial(t, s.Addrs()[0])
+		if err := pingPong(clients[i], uint64(i), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for round := range uint64(rounds) {
+		release := holdLoops(t, e)
+		for i, c := range clients {
+			if _, err := c.Write(testutil.AppendRecord(nil, uint64(i), round, 100)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		counting.Store(true)
+		release()
+		for i, c := range clients {
+			if err := testutil.ReadRecord(c, uint64(i), round); err != nil {
+				t.Fatal(err)
+			}
+		}
+		counting.Store(false)
+	}
+	for i := range calls {
+		op, made := sys.Op(i), calls[i].Load()
+		switch {
+		case op == sys.OpUringEnter:
+			t.Logf("%d calls of %v for %d batches of %d echoes", made, op, rounds, n)
+			// One may be cut in two, where the first requests are there before the others.
+			if made > 5*rounds {
+				t.Errorf("%d calls of %v for %d batches of %d echoes", made, op, rounds, n)
+			}
+		case made > 0:
+			t.Errorf("%d calls of %v", made, op)
+		}
+	}
 }
