@@ -678,14 +678,14 @@ func TestE13RequestsEndUnasked(t *testing.T) {
 			case <-time.After(300 * time.Microsecond):
 			}
 			eachUring(t, e, func(u *uringBackend) {
-				for i := range u.slots {
+				u.all(func(s *uringSlot) {
 					for _, kind := range [...]int{kindReceive, kindAccept} {
-						if s := &u.slots[i]; s.armed&(1<<kind) != 0 && rand.IntN(4) == 0 {
+						if s.armed&(1<<kind) != 0 && rand.IntN(4) == 0 {
 							u.cancel(kind, s.token)
 							ended.Add(1)
 						}
 					}
-				}
+				})
 			})
 		}
 	})

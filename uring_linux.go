@@ -35,7 +35,7 @@ type uringBackend struct {
 	late     []uring.SQE // submissions that the kernel does not take at the moment, in order
 	failures int         // of enter for want of memory, in a row
 
-	slots   []uringSlot // by slot of the token
+	slots   []*uringPage // by slot of the token
 	closing map[poller.Token]*uringClosing
 	starved []poller.Token // receives that found no buffer
 	sated   []poller.Token // those of them that had got some since they were armed
@@ -45,12 +45,24 @@ type uringBackend struct {
 	stats  uringStats
 }
 
-// uringSlot is what the kernel has been asked for one token.
+// uringPage are the slots of so many tokens. They stay where they are when more come.
+type uringPage [256]uringSlot
+
+// all calls f for every slot.
+func (u *uringBackend) all(f func(*uringSlot)) {
+	for _, page := range u.slots {
+		for i := range page {
+			f(&page[i])
+		}
+	}
+}
+
+// uringSlot is what the kernel has been asked for one token. There is one for each connection, so it is small.
 type uringSlot struct {
 	token   poller.Token
+	send    *byte // keeps what is sent alive while the kernel reads it
 	fd      int32
 	armed   uint16 // kinds under way, as bits
-	send    []byte // kept alive while the kernel reads it
 	cancel  bool   // a Cancel was asked for: do not arm again
 	starved bool   // a receive has found no buffer
 	fed     bool   // it has found some since it was armed
@@ -60,7 +72,7 @@ type uringSlot struct {
 type uringClosing struct {
 	fd    int // -1: it is not ours to close
 	armed uint16
-	send  []byte
+	send  *byte
 }
 
 // uringStats count what is rare.
@@ -343,13 +355,18 @@ func (u *uringBackend) submitLate() {
 	u.late = append(u.late[:0], u.late[n:]...)
 }
 
+// at returns a slot that there is.
+func (u *uringBackend) at(index int) *uringSlot {
+	return &u.slots[index/len(uringPage{})][index%len(uringPage{})]
+}
+
 // slot returns the state of a token's slot, which becomes the token's if it was another one's.
 func (u *uringBackend) slot(fd int, t poller.Token) *uringSlot {
 	index := int(t.Slot())
-	for index >= len(u.slots) {
-		u.slots = append(u.slots, make([]uringSlot, max(256, len(u.slots)))...)
+	for index >= len(u.slots)*len(uringPage{}) {
+		u.slots = append(u.slots, new(uringPage))
 	}
-	s := &u.slots[index]
+	s := u.at(index)
 	if s.token != t {
 		*s = uringSlot{token: t, fd: int32(fd)}
 	}
@@ -358,8 +375,10 @@ func (u *uringBackend) slot(fd int, t poller.Token) *uringSlot {
 
 // find returns the state of a token that is still current, or nil.
 func (u *uringBackend) find(t poller.Token) *uringSlot {
-	if index := int(t.Slot()); index < len(u.slots) && u.slots[index].token == t {
-		return &u.slots[index]
+	if index := int(t.Slot()); index < len(u.slots)*len(uringPage{}) {
+		if s := u.at(index); s.token == t {
+			return s
+		}
 	}
 	return nil
 }
@@ -392,7 +411,7 @@ func (u *uringBackend) Send(fd int, t poller.Token, b []byte) error {
 	}
 	err := u.submit(fd, t, kindSend, sqe)
 	if err == nil {
-		u.find(t).send = b
+		u.find(t).send = unsafe.SliceData(b)
 	}
 	return err
 }
@@ -842,11 +861,10 @@ func (u *uringBackend) quiesce() (quiet bool) {
 	if u.readyArmed {
 		u.cancel(kindReady, 0)
 	}
-	for i := range u.slots {
-		s := &u.slots[i]
+	u.all(func(s *uringSlot) {
 		s.cancel = true
 		u.cancelAll(s.token, s.armed)
-	}
+	})
 	var events [64]poller.Event
 	for end := time.Now().Add(time.Second); u.busy(); {
 		u.submitLate()
@@ -863,10 +881,7 @@ func (u *uringBackend) busy() bool {
 	if u.readyArmed || len(u.closing) > 0 {
 		return true
 	}
-	for i := range u.slots {
-		if u.slots[i].armed != 0 {
-			return true
-		}
-	}
-	return false
+	armed := uint16(0)
+	u.all(func(s *uringSlot) { armed |= s.armed })
+	return armed != 0
 }
