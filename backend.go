@@ -104,8 +104,21 @@ func (c *choice) try(kind Kind) error {
 	return b.Close()
 }
 
-// open opens a backend of the kind that was taken.
-func (c *choice) open() (poller.Backend, error) { return candidates[c.kind].open(c.config) }
+// open opens a backend of the kind that was taken. auto does not put up with one that has become smaller than it was to be,
+// as an io_uring does where little memory may be locked: it would be slower than the next one.
+func (c *choice) open() (poller.Backend, error) {
+	b, err := candidates[c.kind].open(c.config)
+	if err != nil || !c.auto() {
+		return b, err
+	}
+	if r, ok := b.(interface{ reduced() error }); ok {
+		if err := r.reduced(); err != nil {
+			b.Close()
+			return nil, err
+		}
+	}
+	return b, nil
+}
 
 // reason says in one line why the backend was taken, and not another one.
 func (c *choice) reason() string {

@@ -289,6 +289,17 @@ func TestUringMemlock(t *testing.T) {
 				checkEcho(t, e, 8)
 				return nil
 			})
+			if kib == 64 {
+				preferUring(t)
+				e, err := New(Config{Loops: 1, Logger: slog.New(slog.DiscardHandler)})
+				if err != nil {
+					t.Fatal(err)
+				}
+				checkEcho(t, e, 8)
+				if e.Backend() != "epoll" || !strings.Contains(e.BackendReason(), "RLIMIT_MEMLOCK, 64 KiB") {
+					t.Errorf("auto takes %s: %s", e.Backend(), e.BackendReason())
+				}
+			}
 			if kib == 216 && os.Getpagesize() == 4096 { // Just enough.
 				again(func() error {
 					c := Default()

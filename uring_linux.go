@@ -23,6 +23,8 @@ type uringBackend struct {
 	ready   *epoll // readiness, and the wake-ups
 	without uring.Feature
 	enabled bool
+	entries int // submissions and buffers that there was to be room for
+	wanted  int
 
 	// What EPOLL_WAIT writes into, in mapped memory, because it does so while nobody waits.
 	readyMemory []byte
@@ -171,6 +173,9 @@ func newUring(c Config) (poller.Backend, error) {
 		return nil, uring.Explain(err)
 	}
 	o := uring.Options{Entries: uint32(c.RingEntries), CQEntries: uint32(c.RingEntries * uringCompletions), Without: without, Patience: uringPatience}
+	if c.Backend == KindAuto {
+		o.Patience = 0
+	}
 	u, err := openUring(o, c.RingBuffers, c.RingBufferSize)
 	if err != nil {
 		return nil, uring.Explain(err)
@@ -187,11 +192,20 @@ func newUring(c Config) (poller.Backend, error) {
 	return u, nil
 }
 
+// reduced says that there was too little memory for what was asked for.
+func (u *uringBackend) reduced() error {
+	sq, _ := u.ring.Entries()
+	if sq >= u.entries && u.buffers.Len() >= u.wanted {
+		return nil
+	}
+	return uring.Explain(fmt.Errorf("there is memory for %d submissions and %d buffers instead of %d and %d: %w", sq, u.buffers.Len(), u.entries, u.wanted, sys.ENOMEM))
+}
+
 // uringReadiness is the backend without what makes it a [poller.Completer].
 type uringReadiness struct{ poller.Backend }
 
 func openUring(o uring.Options, buffers, size int) (_ *uringBackend, err error) {
-	u := &uringBackend{without: o.Without, closing: map[poller.Token]*uringClosing{}}
+	u := &uringBackend{without: o.Without, entries: int(o.Entries), wanted: buffers, closing: map[poller.Token]*uringClosing{}}
 	defer func() {
 		if err != nil {
 			u.Close()
