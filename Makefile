@@ -49,7 +49,7 @@ test-nocgo: ## the tests of a build without cgo
 
 .PHONY: test-race
 test-race: ## the tests under the race detector
-	$(GO) test -race $(PACKAGES)
+	$(GO) test -race -timeout 20m $(PACKAGES)
 	cd test && $(GO) test -race $(PACKAGES)
 
 .PHONY: test-nettest
@@ -69,12 +69,12 @@ test-matrix: ## all tests on io_uring under the race detector, with what kernels
 	@for mask in $(MASKS); do \
 		echo "io_uring without $$mask"; \
 		export POLLUX_BACKEND=io_uring POLLUX_URING_FEATURES=$${mask#none}; \
-		$(GO) test -race . && (cd test && $(GO) test -race $(PACKAGES)) || exit 1; \
+		$(GO) test -race -timeout 20m . && (cd test && $(GO) test -race $(PACKAGES)) || exit 1; \
 	done
 
 .PHONY: test-direct
 test-direct: ## all tests on io_uring with direct descriptors, under the race detector (about 5 minutes)
-	POLLUX_BACKEND=io_uring POLLUX_DIRECT=1000 $(GO) test -race .
+	POLLUX_BACKEND=io_uring POLLUX_DIRECT=1000 $(GO) test -race -timeout 20m .
 
 .PHONY: test-sweep
 test-sweep: ## every system call of the scenarios fails once, with every error that makes sense
