@@ -529,8 +529,10 @@ func TestE8EmptyPoolAndIdleSockets(t *testing.T) {
 			wait(time.Millisecond) // The others find nothing.
 		}
 		starved, enters, start := u.stats.starved, u.ring.Enters(), time.Now()
-		if len(held) != 4 || starved != 4 {
-			t.Errorf("%d buffers are held, and %d receives have found none; both must be 4", len(held), starved)
+		// Older kernels look again after a receive that has emptied the socket, for a buffer first: then those that got one
+		// find none as well.
+		if len(held) != 4 || starved < 4 || starved > 8 {
+			t.Errorf("%d buffers are held, and %d receives have found none; that must be 4, and 4 to 8", len(held), starved)
 		}
 		const n = 20
 		for range n {
