@@ -38,7 +38,7 @@ var featureNames = []struct {
 	{Restrictions, "restrictions", "5.10", "a ring takes every operation, not only those that pollux uses"},
 	{ExtArg, "ext_arg", "5.11", "io_uring is not used: waits would have no timeouts"},
 	{MultishotPoll, "multishot_poll", "5.13", "where epoll_wait is missing too, a poll of the epoll set for each wait"},
-	{SkipCQE, "skip_cqe", "5.17", "a completion for each send"},
+	{SkipCQE, "skip_cqe", "5.17", "a completion for each cancel"},
 	{RegisteredRing, "registered_ring", "5.18", "each enter looks the ring's descriptor up"},
 	{CoopTaskrun, "coop_taskrun", "5.19", "where defer_taskrun is missing too, completions interrupt the loop's thread"},
 	{MultishotAccept, "multishot_accept", "5.19", "a request for each connection that is accepted"},
