@@ -208,11 +208,12 @@ func (c *Conn) Pause() { c.paused.Store(true) }
 
 // Resume ends a Pause. OnData is called again if bytes are buffered.
 func (c *Conn) Resume() {
+	// Under mu, as leave looks: the end of a callback must not find the pause gone and what was asked for not there yet.
+	c.mu.Lock()
 	if c.paused.CompareAndSwap(true, false) {
-		c.mu.Lock()
 		c.ask(askResume)
-		c.mu.Unlock()
 	}
+	c.mu.Unlock()
 }
 
 // CloseWrite sends the peer an end of stream after the last queued byte. The peer's bytes are still read. On a direct

@@ -460,6 +460,54 @@ func TestB10ResumeDelivers(t *testing.T) {
 	})
 }
 
+// TestB10ResumeAtTheEnd resumes elsewhere at the moment at which the callback that has paused ends.
+func TestB10ResumeAtTheEnd(t *testing.T) {
+	eachBackend(t, func(t *testing.T, config Config) {
+		testutil.CheckLeaks(t)
+		config.ReadLimit = 10
+		e := newEngine(t, config)
+		var paused atomic.Pointer[Conn]
+		calls := 0
+		s, a := bind(t, e, "tcp", funcs{data: func(c *Conn) error {
+			if calls++; calls%2 == 0 {
+				return echo{}.OnData(c)
+			}
+			c.Pause()
+			paused.Store(c)
+			return nil
+		}})
+		stop, stopped := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(stopped)
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if c := paused.Swap(nil); c != nil {
+					c.Resume()
+				}
+			}
+		}()
+		client := dial(t, s.Addrs()[0])
+		want := strings.Repeat("x", 100)
+		got := make([]byte, len(want))
+		for i := range 3000 {
+			if _, err := io.WriteString(client, want); err != nil {
+				t.Fatal(i, err)
+			}
+			if _, err := io.ReadFull(client, got); err != nil || string(got) != want {
+				t.Fatalf("round %d: %q, %v", i, got, err)
+			}
+		}
+		close(stop)
+		<-stopped
+		client.Close()
+		a.wait(t, 1)
+	})
+}
+
 // TestB11WritableStaysTrue drains a full socket and looks whether the loop sleeps afterwards.
 func TestB11WritableStaysTrue(t *testing.T) {
 	eachServer(t, func(t *testing.T, s *server) {

@@ -366,8 +366,8 @@ func (l *loop) enter(c *Conn) {
 // finish ends a callback: it sends what was gathered, keeps what was not read, and does what was asked for. err is what
 // the handler returned.
 func (l *loop) finish(c *Conn, err error) {
-	asked, failed := l.leave(c)
-	if c.paused.Load() && c.flags&(flagArmed|flagBulk) != 0 {
+	asked, paused, failed := l.leave(c)
+	if paused && c.flags&(flagArmed|flagBulk) != 0 {
 		l.pauseInput(c)
 	}
 	if c.fd < 0 {
@@ -381,7 +381,7 @@ func (l *loop) finish(c *Conn, err error) {
 	c.in.keep()
 	// What came during a pause is not what the handler has left: it is delivered first.
 	resumed := asked&askResume != 0 || c.flags&flagDeliver != 0
-	if err == nil && len(c.in.view) > c.service.readLimit && !c.paused.Load() && !resumed && c.linger == 0 {
+	if err == nil && len(c.in.view) > c.service.readLimit && !paused && !resumed && c.linger == 0 {
 		err = ErrReadLimit
 	}
 	if err == nil && asked == 0 && c.flags&(flagDraining|flagEOF) == 0 {
@@ -391,9 +391,10 @@ func (l *loop) finish(c *Conn, err error) {
 }
 
 // leave ends the callback for the other goroutines: from here on they post letters. It sends what was gathered.
-func (l *loop) leave(c *Conn) (asked requests, err error) {
+func (l *loop) leave(c *Conn) (asked requests, paused bool, err error) {
 	c.mu.Lock()
 	l.current.Store(nil)
+	paused = c.paused.Load()
 	l.silent = c.out == nil && c.asked&spoke == 0
 	if c.out != nil && !c.isClosed() {
 		if c.blocked.Load() {
@@ -419,7 +420,7 @@ func (l *loop) leave(c *Conn) (asked requests, err error) {
 		c.asked &= posted | askWritable
 	}
 	c.mu.Unlock()
-	return asked, err
+	return asked, paused, err
 }
 
 // answer does what other goroutines have asked for.
