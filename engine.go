@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"runtime"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -502,6 +503,10 @@ func (e *Engine) inHandler() bool {
 	if len(loops) == 0 {
 		return false
 	}
+	// Locked, or the thread that was asked for its id might be a loop's by the time that the ids are compared: the goroutine
+	// moves to another one, and a loop that has just been started locks this one.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	id := int64(sys.Gettid())
 	for _, l := range loops {
 		if l.thread.Load() == id {
