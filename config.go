@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"time"
 
+	"github.com/pollux-go/pollux/cgo"
 	"github.com/pollux-go/pollux/internal/uring"
 )
 
@@ -19,6 +20,34 @@ type Config struct {
 
 	// Loops is the number of event loops, each with a thread of its own. 0: one for each CPU that GOMAXPROCS allows.
 	Loops int
+
+	// Profile sets the defaults of Hot, CPUs, Sched and Spin.
+	Profile Profile
+
+	// Hot is for how long after its last event a loop waits hot: in a system call that keeps the P, so that nothing that the
+	// process does stands between the next event and its handler. HotAlways has no end, and costs some wake-ups a second when
+	// nothing happens; HotNever is that. What a handler makes ready meanwhile, a goroutine that it sends to for instance,
+	// waits on that P until another one that has nothing to do takes it; see ARCHITECTURE.md. 0: as the profile says.
+	Hot time.Duration
+
+	// Procs is how many goroutines run at once, GOMAXPROCS, while the loops run. 0: one more for each loop than it was, so
+	// that none has to wait for another goroutine's time slice. ProcsKeep leaves it alone, and makes no loop hot. It is set
+	// back when the engine closes.
+	Procs int
+
+	// CPUs says where the loops' threads run: "none" pins none, "auto" each to a CPU of its own as far as there are enough,
+	// a list as "2-3,6" one after the other to those. Threads that the runtime makes are not pinned; a process that a callback
+	// starts is, by the kernel's rules, unless the callback leaves that to a goroutine. Empty: as the profile says.
+	CPUs string
+
+	// Isolate keeps every other thread of the process off the CPUs that the loops are pinned to, until the engine closes.
+	// CPUs is "auto" then where it does not say more; at least one CPU must be left for the others.
+	Isolate bool
+
+	// Sched is how the kernel schedules the loops' threads: "other" as any thread, "slice:100us" with shorter slices, which
+	// come sooner (since Linux 6.12), "nice:-10" before others, "fifo:10" before everybody, as SCHED_FIFO. The last two need
+	// CAP_SYS_NICE. Where it is refused, the loops run without it and the log says so. Empty: as the profile says.
+	Sched string
 
 	// MaxConns is the largest number of connections with handlers that are open at once. Beyond it, connections wait in
 	// the listeners' queues. 0: no limit but that of the descriptors.
@@ -84,6 +113,7 @@ type Config struct {
 func Default() Config {
 	return Config{
 		Backend:    KindAuto,
+		Profile:    Balanced,
 		Loops:      runtime.GOMAXPROCS(0),
 		ReadLimit:  1 << 20,
 		WriteLimit: 1 << 20,
@@ -104,6 +134,7 @@ func Default() Config {
 // Limits of the numbers in a [Config].
 const (
 	loopsMax      = 1024
+	procsMax      = 1024
 	connsMax      = 1 << 30
 	limitMax      = 1 << 30
 	bufferSizeMin = 4 << 10
@@ -122,6 +153,14 @@ const (
 // withDefaults fills the zeros of c and checks the rest.
 func (c Config) withDefaults() (Config, error) {
 	d := Default()
+	setDefault(&c.Profile, d.Profile)
+	profile, known := profiles[c.Profile]
+	setDefault(&c.Hot, profile.Hot)
+	setDefault(&c.Sched, profile.Sched)
+	if c.CPUs == "" && c.Isolate {
+		c.CPUs = cpusAuto
+	}
+	setDefault(&c.CPUs, profile.CPUs)
 	setDefault(&c.Backend, d.Backend)
 	setDefault(&c.Loops, d.Loops)
 	setDefault(&c.ReadLimit, d.ReadLimit)
@@ -152,6 +191,21 @@ func (c Config) withDefaults() (Config, error) {
 		errs = append(errs, fmt.Errorf("config: Backend: %w: it must be auto, epoll or io_uring", err))
 	}
 	check("Loops", c.Loops, 1, loopsMax)
+	if !known {
+		errs = append(errs, fmt.Errorf("config: Profile is %q: it must be balanced, latency or throughput", c.Profile))
+	}
+	if c.Procs != ProcsKeep {
+		check("Procs", c.Procs, 0, procsMax)
+	}
+	if _, err := parseCPUs(c.CPUs); err != nil {
+		errs = append(errs, fmt.Errorf("config: CPUs is %q: %w", c.CPUs, err))
+	}
+	if c.Isolate && c.CPUs == cpusNone {
+		errs = append(errs, errors.New("config: Isolate needs loops that are pinned: CPUs must not be none"))
+	}
+	if _, err := cgo.ParseSched(c.Sched); err != nil {
+		errs = append(errs, fmt.Errorf("config: Sched is %q: %w", c.Sched, err))
+	}
 	check("MaxConns", c.MaxConns, 0, connsMax)
 	check("ReadLimit", c.ReadLimit, 1, limitMax)
 	check("WriteLimit", c.WriteLimit, 1, limitMax)

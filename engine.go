@@ -23,11 +23,14 @@ type Engine struct {
 	config Config
 	log    *slog.Logger
 	conns  atomic.Int64 // with handlers
+	told   sync.Map     // warnings that were logged
 
 	mu       sync.Mutex // protects what follows; loops is read without it by who has been given one
 	closed   bool
 	choice   *choice
 	loops    []*loop
+	procs    int        // what GOMAXPROCS was raised by, or lowered
+	isolated *isolation // nil: not asked for
 	poller   *poller.Poller
 	services map[*Service]struct{}
 	nets     map[*netListener]struct{}
@@ -94,6 +97,10 @@ func (e *Engine) start() error {
 	if e.loops != nil {
 		return nil
 	}
+	threads, err := e.config.threads()
+	if err != nil {
+		return err
+	}
 	loops, err := e.openLoops()
 	for err != nil && len(e.choice.left) > 0 {
 		// What worked once does not work so many times: memory that the kernel locks has run out, for instance.
@@ -106,10 +113,44 @@ func (e *Engine) start() error {
 		return fmt.Errorf("start %d event loops: %w", e.config.Loops, err)
 	}
 	e.loops = loops
-	for _, l := range loops {
+	switch e.config.Procs {
+	case ProcsKeep:
+	case 0:
+		e.procs = len(loops)
+	default:
+		e.procs = e.config.Procs - runtime.GOMAXPROCS(0)
+	}
+	if e.procs != 0 {
+		takeProcs(e.procs)
+	}
+	for i, l := range loops {
+		l.pin = threads[i]
 		go l.run()
 	}
+	if e.config.Isolate {
+		for _, l := range loops {
+			<-l.begun
+		}
+		e.isolated = isolate(loops, threads)
+	}
 	return nil
+}
+
+// refused logs once what the kernel has refused of what the loops' threads were to be like.
+func (e *Engine) refused(err error) {
+	if _, told := e.told.LoadOrStore(err.Error(), true); !told {
+		e.log.Warn("pollux: the event loops run without what the kernel has refused", "error", err)
+	}
+}
+
+// undo gives back what the loops have changed in the process. They have ended.
+func (e *Engine) undo() {
+	if e.isolated != nil {
+		e.isolated.end()
+	}
+	if e.procs != 0 {
+		giveProcs(e.procs)
+	}
 }
 
 // openLoops opens a backend for each event loop. mu is held.
@@ -680,6 +721,9 @@ func (e *Engine) shutdown(ctx context.Context) error {
 		case <-time.After(handlerGrace):
 			errs = append(errs, errors.New("shutdown: an event loop does not end: a handler still runs"))
 		}
+	}
+	if e.loops != nil {
+		e.undo()
 	}
 	return errors.Join(errs...)
 }

@@ -13,14 +13,22 @@ import (
 
 	"github.com/caarlos0/env/v11"
 
+	"github.com/pollux-go/pollux/cgo"
 	"github.com/pollux-go/pollux/internal/uring"
 )
 
 // settings is the one table of the environment: its tags name each variable, its default, what is allowed and what it
 // is for. ConfigFromEnv parses it, Variables prints it, and the README's table is checked against it.
 type settings struct {
-	Backend    Kind  `env:"POLLUX_BACKEND" envDefault:"auto" allowed:"auto, epoll, io_uring" help:"what the event loops wait on"`
-	Loops      count `env:"POLLUX_LOOPS" envDefault:"0" allowed:"0 to 1024" help:"number of event loops; 0: one for each CPU that GOMAXPROCS allows"`
+	Backend Kind     `env:"POLLUX_BACKEND" envDefault:"auto" allowed:"auto, epoll, io_uring" help:"what the event loops wait on"`
+	Loops   count    `env:"POLLUX_LOOPS" envDefault:"0" allowed:"0 to 1024" help:"number of event loops; 0: one for each CPU that GOMAXPROCS allows"`
+	Profile Profile  `env:"POLLUX_PROFILE" envDefault:"balanced" allowed:"balanced, latency, throughput" help:"sets the defaults of POLLUX_HOT, POLLUX_CPUS and POLLUX_SCHED, where they say auto"`
+	Hot     heat     `env:"POLLUX_HOT" envDefault:"auto" allowed:"auto, always, never or a duration up to 1m" help:"how long after its last event a loop waits with its P kept; auto: 200us, always in the latency profile, never in the throughput profile"`
+	Procs   procsEnv `env:"POLLUX_PROCS" envDefault:"auto" allowed:"auto, keep or 1 to 1024" help:"GOMAXPROCS while the loops run; auto: one more for each loop; keep: left alone, and no loop is hot"`
+	CPUs    cpuList  `env:"POLLUX_CPUS" envDefault:"" allowed:"none, auto or a list as 2-3,6" help:"the CPUs that the loops are pinned to, one after the other; empty: none, auto in the latency profile"`
+	Isolate onOff    `env:"POLLUX_ISOLATE" envDefault:"off" allowed:"off, on" help:"keep every other thread of the process off the loops' CPUs"`
+	Sched   schedule `env:"POLLUX_SCHED" envDefault:"" allowed:"other, slice:100us to slice:100ms, nice:-20 to nice:19, fifo:1 to fifo:99" help:"how the kernel schedules the loops' threads; empty: other, slice:100us in the latency profile"`
+
 	MaxConns   count `env:"POLLUX_MAX_CONNS" envDefault:"0" allowed:"0 to 1073741824" help:"most connections with handlers at once; 0: no limit"`
 	ReadLimit  size  `env:"POLLUX_READ_LIMIT" envDefault:"1MiB" allowed:"1 to 1GiB" help:"most bytes that a handler may leave unread before its connection is closed"`
 	WriteLimit size  `env:"POLLUX_WRITE_LIMIT" envDefault:"1MiB" allowed:"1 to 1GiB" help:"most bytes queued for a peer that does not read; beyond, Write returns ErrWouldBlock"`
@@ -44,6 +52,12 @@ type settings struct {
 func (s *settings) config() (Config, error) {
 	c := Config{
 		Backend:    s.Backend,
+		Profile:    s.Profile,
+		Hot:        time.Duration(s.Hot),
+		Procs:      int(s.Procs),
+		CPUs:       string(s.CPUs),
+		Isolate:    bool(s.Isolate),
+		Sched:      string(s.Sched),
 		Loops:      int(s.Loops),
 		MaxConns:   int(s.MaxConns),
 		ReadLimit:  notZero(s.ReadLimit),
@@ -123,6 +137,85 @@ func (f *features) UnmarshalText(text []byte) error {
 	_, err := uring.ParseMask(string(text))
 	*f = features(text)
 	return err
+}
+
+// hotMost is the longest duration that a loop is told to stay hot for.
+const hotMost = time.Minute
+
+// heat is Config.Hot.
+type heat time.Duration
+
+func (h *heat) UnmarshalText(text []byte) error {
+	switch string(text) {
+	case "auto":
+		*h = 0
+		return nil
+	case "always":
+		*h = heat(HotAlways)
+		return nil
+	case "never", "0":
+		*h = heat(HotNever)
+		return nil
+	}
+	d, err := time.ParseDuration(string(text))
+	if err == nil && (d <= 0 || d > hotMost) {
+		err = strconv.ErrRange
+	}
+	*h = heat(d)
+	return err
+}
+
+// procsEnv is Config.Procs.
+type procsEnv int
+
+func (p *procsEnv) UnmarshalText(text []byte) error {
+	switch string(text) {
+	case "auto":
+		*p = 0
+		return nil
+	case "keep":
+		*p = ProcsKeep
+		return nil
+	}
+	n, err := strconv.ParseUint(string(text), 10, 16)
+	if err != nil {
+		return errors.Unwrap(err)
+	}
+	if n < 1 || n > procsMax {
+		return strconv.ErrRange
+	}
+	*p = procsEnv(n)
+	return nil
+}
+
+// cpuList is Config.CPUs.
+type cpuList string
+
+func (c *cpuList) UnmarshalText(text []byte) error {
+	_, err := parseCPUs(string(text))
+	*c = cpuList(text)
+	return err
+}
+
+// schedule is Config.Sched.
+type schedule string
+
+func (s *schedule) UnmarshalText(text []byte) error {
+	_, err := cgo.ParseSched(string(text))
+	*s = schedule(text)
+	return err
+}
+
+// onOff is a switch.
+type onOff bool
+
+func (o *onOff) UnmarshalText(text []byte) error {
+	switch string(text) {
+	case "on", "off":
+		*o = string(text) == "on"
+		return nil
+	}
+	return errors.New("it must be on or off")
 }
 
 // logLevel is a slog level or "off".

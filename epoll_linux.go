@@ -31,8 +31,9 @@ type epoll struct {
 	waking atomic.Bool
 	broken bool // waiter only: a Wait with timeout 0 met the wake event and left it for the next one that may block
 
-	events [epollBatch]sys.EpollEvent                                  // waiter only
-	wait   func(int, []sys.EpollEvent, time.Duration) (int, sys.Errno) // waiter only
+	events [epollBatch]sys.EpollEvent                                        // waiter only
+	wait   func(int, []sys.EpollEvent, time.Duration, bool) (int, sys.Errno) // waiter only
+	hold   bool                                                              // waiter only: a wait keeps its P
 }
 
 // wakeToken cannot be a registration's: generations of a token are not 0.
@@ -61,6 +62,9 @@ func newEpoll() (poller.Backend, error) {
 }
 
 func (e *epoll) Name() string { return string(KindEpoll) }
+
+// Hold implements [poller.Holder].
+func (e *epoll) Hold(on bool) { e.hold = on }
 
 func (e *epoll) PollFD() int { return e.epfd }
 
@@ -115,10 +119,10 @@ func (e *epoll) Wait(events []poller.Event, timeout time.Duration) (int, error) 
 	if timeout == 0 {
 		n, errno = sys.EpollPoll(e.epfd, raw)
 	} else {
-		n, errno = e.wait(e.epfd, raw, timeout)
+		n, errno = e.wait(e.epfd, raw, timeout, e.hold)
 		if errno == sys.ENOSYS {
 			e.wait = sys.EpollWaitMillis // Linux before 5.11.
-			n, errno = e.wait(e.epfd, raw, timeout)
+			n, errno = e.wait(e.epfd, raw, timeout, e.hold)
 		}
 	}
 	if errno != 0 {

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/pollux-go/pollux/cgo"
 	"github.com/pollux-go/pollux/internal/invariants"
 	"github.com/pollux-go/pollux/internal/sys"
 	"github.com/pollux-go/pollux/poller"
@@ -43,8 +44,10 @@ type loop struct {
 	next   int            // of batch; kept here so that a panic loses no event
 
 	count  atomic.Int64 // connections, those on their way here included
+	pin    cgo.Thread   // what its thread is to be like
 	thread atomic.Int64 // the thread's id while it runs
 	stale  atomic.Uint64
+	begun  chan struct{} // closed when the thread is its own
 	done   chan struct{}
 }
 
@@ -66,6 +69,7 @@ func newLoop(e *Engine, b poller.Backend) *loop {
 		backend: b,
 		buffer:  make([]byte, e.config.BufferSize),
 		cork:    outbound{buf: make([]byte, 0, corkSize)},
+		begun:   make(chan struct{}),
 		done:    make(chan struct{}),
 	}
 	l.completer, _ = b.(poller.Completer)
@@ -73,6 +77,9 @@ func newLoop(e *Engine, b poller.Backend) *loop {
 		l.direct, _ = b.(directory)
 	}
 	l.inner = poller.NewLoop(b, l)
+	if e.config.Procs != ProcsKeep {
+		l.inner.Heat(max(0, e.config.Hot))
+	}
 	return l
 }
 
@@ -80,7 +87,18 @@ func newLoop(e *Engine, b poller.Backend) *loop {
 func (l *loop) run() {
 	// A thread of its own, for good: the goroutine ends without unlocking, and the thread with it.
 	runtime.LockOSThread()
+	if sys.IsFirstThread() {
+		// Not this one: it lives as long as the process does, and would stay pinned. It is kept busy until another one is found.
+		go l.run()
+		<-l.begun
+		runtime.UnlockOSThread()
+		return
+	}
 	l.thread.Store(int64(sys.Gettid()))
+	for _, err := range l.pin.Pin() {
+		l.engine.refused(err)
+	}
+	close(l.begun)
 	defer close(l.done)
 	if err := l.inner.Run(); err != nil {
 		l.engine.log.Error("pollux: an event loop has failed: the engine closes", "error", err)

@@ -245,6 +245,9 @@ func (u *uringBackend) Add(fd int, t poller.Token) error { return u.ready.Add(fd
 
 func (u *uringBackend) Remove(fd int) error { return u.ready.Remove(fd) }
 
+// Hold implements [poller.Holder].
+func (u *uringBackend) Hold(on bool) { u.ring.Hold(on) }
+
 func (u *uringBackend) Break() error { return u.ready.Break() }
 
 // Wait hands over what is complete. One io_uring_enter submits what has been asked for since the last one and waits.

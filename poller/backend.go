@@ -47,6 +47,17 @@ type Pollable interface {
 	PollFD() int
 }
 
+// Holder is a [Backend] that can wait without giving up the P, which is what a goroutine needs to run Go. Hold belongs to
+// the goroutine that calls Wait.
+type Holder interface {
+	Backend
+
+	// Hold says how a Wait that blocks does so from now on. With on, Go's scheduler is not told: when the event comes, the
+	// goroutine runs at once, whatever else wants to run; until then its P serves nobody. Timeouts must be some milliseconds
+	// at most then, since stopping the world may have to wait for them.
+	Hold(on bool)
+}
+
 // Completer is a [Backend] that takes the input itself: it accepts and receives, and its events say what has come rather
 // than that something has. A loop finds out by a type assertion. Its methods belong to the goroutine that calls Wait,
 // which must stay on one thread.

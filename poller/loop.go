@@ -35,6 +35,11 @@ type Loop struct {
 	timers  timers
 	now     int64 // the instant of this turn; 0: not asked for yet
 	yielded int64 // the instant at which it last went through the scheduler
+
+	holder Holder        // the backend, if it can hold the P
+	hot    time.Duration // see Heat
+	isHot  bool
+	worked int64 // the instant at which it last had something to do
 }
 
 // timersMost is how many timers one turn hands over.
@@ -45,16 +50,27 @@ func NewLoop(b Backend, s Sink) *Loop {
 	return &Loop{backend: b, sink: s, events: make([]Event, batchMost)}
 }
 
+// Heat says for how long after its last event the loop waits hot: in a system call that keeps the P, so that nothing stands
+// between the next event and its handler. 0, which is how a loop begins, is never. A loop that is
+// cold wakes up for events only; one that is hot also every few milliseconds. It is for a goroutine that is locked to its
+// thread, with a P to spare for it, and must be called before Run. It has no effect on a backend that is no [Holder].
+func (l *Loop) Heat(d time.Duration) {
+	l.hot = d
+	if l.holder, _ = l.backend.(Holder); l.holder == nil {
+		l.hot = 0
+	}
+}
+
 // Backend returns what the loop waits on.
 func (l *Loop) Backend() Backend { return l.backend }
 
 // Run runs the loop until Stop. It returns an error only if the backend fails.
 func (l *Loop) Run() error {
-	more := false
+	more, busy := false, true
 	for !l.stopped.Load() {
 		timeout := l.timeout(more)
 		if timeout != 0 {
-			l.yield()
+			timeout = l.temper(timeout, busy)
 		}
 		n, err := l.backend.Wait(l.events, timeout)
 		l.mailbox.unpark()
@@ -64,8 +80,10 @@ func (l *Loop) Run() error {
 		}
 		l.now = 0
 		l.sink.Ready(l.events[:n])
+		busy = n > 0
 		for letter := l.mailbox.take(); letter != nil; letter = letter.next {
 			letter.run()
+			busy = true
 		}
 		more = false
 		if _, ok := l.timers.next(); ok {
@@ -76,19 +94,41 @@ func (l *Loop) Run() error {
 	return nil
 }
 
-// yieldPeriod is how often a loop goes through the scheduler before it waits.
+// yieldPeriod is how often a cold loop goes through the scheduler before it waits.
 //
 // The runtime's monitor takes the P from a goroutine in a system call at once, and goes on looking every 20 us, when
 // the goroutine has not been scheduled for 10 ms (retake in runtime/proc.go): it counts the time as one long run. A
 // loop that never parks would be such a goroutine for ever, and pay for each wait with a futex call and the monitor's wake-ups.
 const yieldPeriod = int64(4 * time.Millisecond)
 
-// yield lets others run, where that is due.
-func (l *Loop) yield() {
-	if now := Nanotime(); now-l.yielded >= yieldPeriod {
-		l.yielded = now
-		runtime.Gosched()
+// holdMost is how long one hot wait is at most: stopping the world may have to wait for it where signals do not preempt
+// goroutines (GODEBUG=asyncpreemptoff=1).
+const holdMost = 4 * time.Millisecond
+
+// temper decides how the next wait, which may block, does so, and for how long. busy says that the last turn had something
+// to do.
+func (l *Loop) temper(timeout time.Duration, busy bool) time.Duration {
+	now := Nanotime()
+	if busy {
+		l.worked = now
 	}
+	hot := l.hot > 0 && now-l.worked < int64(l.hot)
+	if hot != l.isHot {
+		l.isHot = hot
+		l.holder.Hold(hot)
+	}
+	if !hot {
+		if now-l.yielded >= yieldPeriod {
+			l.yielded = now
+			runtime.Gosched()
+		}
+		return timeout
+	}
+	most := min(holdMost, l.hot)
+	if timeout < 0 || timeout > most {
+		return most
+	}
+	return timeout
 }
 
 // timeout says how long the next wait may be, and parks the mailbox if it may be long.

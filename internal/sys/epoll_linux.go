@@ -80,7 +80,11 @@ func EpollPoll(epfd int, events []EpollEvent) (int, Errno) {
 // EpollWait waits for events until the timeout is over, for ever if it is below 0, by epoll_pwait2(2) with nanoseconds.
 // It returns ENOSYS on kernels before 5.11; [EpollWaitMillis] serves those. A signal ends the wait early, with 0 events
 // and no error: only the caller knows what is left of its deadline. events must not be empty.
-func EpollWait(epfd int, events []EpollEvent, timeout time.Duration) (int, Errno) {
+//
+// With hold, Go's scheduler is not told, and the goroutine keeps its P: nothing stands between the event and the
+// caller, and nobody else can use the P. Stopping the world interrupts the wait by a signal, but not under
+// GODEBUG=asyncpreemptoff=1, so that the timeout must be some milliseconds at most.
+func EpollWait(epfd int, events []EpollEvent, timeout time.Duration, hold bool) (int, Errno) {
 	if h := hook.Load(); h != nil {
 		if errno := ask(h, OpEpollWait, epfd).Errno; errno != 0 {
 			return eintrIsEmpty(0, errno)
@@ -93,14 +97,21 @@ func EpollWait(epfd int, events []EpollEvent, timeout time.Duration) (int, Errno
 		at = unsafe.Pointer(&ts)
 	}
 	// SAFETY: events is alive and in place for the call, and so is ts, on this stack.
-	n, _, errno := syscall.Syscall6(unix.SYS_EPOLL_PWAIT2, uintptr(epfd),
-		uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), uintptr(at), 0, 0)
+	var n uintptr
+	var errno Errno
+	if hold {
+		n, _, errno = syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT2, uintptr(epfd),
+			uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), uintptr(at), 0, 0)
+	} else {
+		n, _, errno = syscall.Syscall6(unix.SYS_EPOLL_PWAIT2, uintptr(epfd),
+			uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), uintptr(at), 0, 0)
+	}
 	return eintrIsEmpty(int(n), errno)
 }
 
 // EpollWaitMillis is [EpollWait] by epoll_pwait(2), which counts in milliseconds: the timeout is rounded up, so that a
 // wait never ends before its time.
-func EpollWaitMillis(epfd int, events []EpollEvent, timeout time.Duration) (int, Errno) {
+func EpollWaitMillis(epfd int, events []EpollEvent, timeout time.Duration, hold bool) (int, Errno) {
 	if h := hook.Load(); h != nil {
 		if errno := ask(h, OpEpollWait, epfd).Errno; errno != 0 {
 			return eintrIsEmpty(0, errno)
@@ -112,8 +123,15 @@ func EpollWaitMillis(epfd int, events []EpollEvent, timeout time.Duration) (int,
 		millis = int((min(timeout, 1e9*time.Millisecond) + time.Millisecond - 1) / time.Millisecond)
 	}
 	// SAFETY: events is alive and in place for the call.
-	n, _, errno := syscall.Syscall6(unix.SYS_EPOLL_PWAIT, uintptr(epfd),
-		uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), uintptr(millis), 0, 0)
+	var n uintptr
+	var errno Errno
+	if hold {
+		n, _, errno = syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epfd),
+			uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), uintptr(millis), 0, 0)
+	} else {
+		n, _, errno = syscall.Syscall6(unix.SYS_EPOLL_PWAIT, uintptr(epfd),
+			uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), uintptr(millis), 0, 0)
+	}
 	return eintrIsEmpty(int(n), errno)
 }
 

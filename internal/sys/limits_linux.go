@@ -32,16 +32,4 @@ func Uname() (release, machine string, errno Errno) {
 }
 
 // Affinity returns the CPUs that the calling thread may run on, in ascending order.
-func Affinity() ([]int, Errno) {
-	var set unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &set); err != nil {
-		return nil, errnoOf(err)
-	}
-	var cpus []int
-	for cpu := range len(set) * 64 {
-		if set.IsSet(cpu) {
-			cpus = append(cpus, cpu)
-		}
-	}
-	return cpus, 0
-}
+func Affinity() ([]int, Errno) { return AffinityOf(0) }

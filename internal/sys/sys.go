@@ -12,7 +12,10 @@
 // On systems other than Linux the package builds, and every call answers ENOSYS.
 package sys
 
-import "syscall"
+import (
+	"syscall"
+	"time"
+)
 
 // Errno is a kernel error number; 0 is success. It is an alias, so that errors.Is works with the constants of package
 // syscall.
@@ -33,3 +36,11 @@ type Sockaddr struct {
 
 // UnixAddr is the address of a socket of the family AF_UNIX. An abstract name starts with "@".
 type UnixAddr string
+
+// Sched says how a thread is scheduled: by the fair scheduler, with a nice value and a slice, or as SCHED_FIFO.
+type Sched struct {
+	FIFO     bool
+	Priority int           // of SCHED_FIFO, 1 to 99
+	Nice     int           // -20 to 19
+	Slice    time.Duration // 0: the kernel's
+}

@@ -127,10 +127,10 @@ func EpollData(*EpollEvent) uint64 { return 0 }
 func EpollPoll(int, []EpollEvent) (int, Errno) { return 0, ENOSYS }
 
 // EpollWait answers ENOSYS.
-func EpollWait(int, []EpollEvent, time.Duration) (int, Errno) { return 0, ENOSYS }
+func EpollWait(int, []EpollEvent, time.Duration, bool) (int, Errno) { return 0, ENOSYS }
 
 // EpollWaitMillis answers ENOSYS.
-func EpollWaitMillis(int, []EpollEvent, time.Duration) (int, Errno) { return 0, ENOSYS }
+func EpollWaitMillis(int, []EpollEvent, time.Duration, bool) (int, Errno) { return 0, ENOSYS }
 
 // Eventfd answers ENOSYS.
 func Eventfd() (int, Errno) { return -1, ENOSYS }
@@ -197,3 +197,30 @@ func SocketInode(string) (uint64, uint64, Errno) { return 0, 0, ENOSYS }
 
 // Gettid returns 0: threads have no number here.
 func Gettid() int { return 0 }
+
+// GetSched answers ENOSYS.
+func GetSched(int) (Sched, Errno) { return Sched{}, ENOSYS }
+
+// SetSched answers ENOSYS.
+func SetSched(int, Sched) Errno { return ENOSYS }
+
+// Affinity answers ENOSYS.
+func Affinity() ([]int, Errno) { return nil, ENOSYS }
+
+// AffinityOf answers ENOSYS.
+func AffinityOf(int) ([]int, Errno) { return nil, ENOSYS }
+
+// SetAffinity answers ENOSYS.
+func SetAffinity(int, []int) Errno { return ENOSYS }
+
+// SetThreadName answers ENOSYS.
+func SetThreadName(string) Errno { return ENOSYS }
+
+// SetTimerSlack answers ENOSYS.
+func SetTimerSlack(int) Errno { return ENOSYS }
+
+// CPUsMax is how many CPUs a mask has room for.
+const CPUsMax = 1024
+
+// IsFirstThread answers no.
+func IsFirstThread() bool { return false }

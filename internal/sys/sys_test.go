@@ -414,9 +414,19 @@ func TestFiles(t *testing.T) {
 
 // waits are the ways to wait for events; each takes a timeout.
 var waits = map[string]func(int, []EpollEvent, time.Duration) (int, Errno){
-	"pwait2": EpollWait,
-	"millis": EpollWaitMillis,
-	"poll":   func(epfd int, events []EpollEvent, _ time.Duration) (int, Errno) { return EpollPoll(epfd, events) },
+	"pwait2": func(epfd int, events []EpollEvent, d time.Duration) (int, Errno) {
+		return EpollWait(epfd, events, d, false)
+	},
+	"millis": func(epfd int, events []EpollEvent, d time.Duration) (int, Errno) {
+		return EpollWaitMillis(epfd, events, d, false)
+	},
+	"pwait2 hold": func(epfd int, events []EpollEvent, d time.Duration) (int, Errno) {
+		return EpollWait(epfd, events, min(d, 50*time.Millisecond), true)
+	},
+	"millis hold": func(epfd int, events []EpollEvent, d time.Duration) (int, Errno) {
+		return EpollWaitMillis(epfd, events, min(d, 50*time.Millisecond), true)
+	},
+	"poll": func(epfd int, events []EpollEvent, _ time.Duration) (int, Errno) { return EpollPoll(epfd, events) },
 }
 
 func TestEpoll(t *testing.T) {
@@ -606,8 +616,8 @@ func calls(t *testing.T) map[Op][]func() Errno {
 		OpEpollCtl:    {func() Errno { return EpollCtl(epfd, EpollDel, near, 0, 0) }},
 		OpEpollWait: {
 			func() Errno { return second(EpollPoll(epfd, events)) },
-			func() Errno { return second(EpollWait(epfd, events, 0)) },
-			func() Errno { return second(EpollWaitMillis(epfd, events, 0)) },
+			func() Errno { return second(EpollWait(epfd, events, 0, false)) },
+			func() Errno { return second(EpollWaitMillis(epfd, events, 0, false)) },
 		},
 		OpEventfd: {func() Errno { return made(Eventfd()) }},
 		OpMmap: {func() Errno {
@@ -618,24 +628,26 @@ func calls(t *testing.T) map[Op][]func() Errno {
 			return errno
 		}},
 		// On what is no ring, and with what is no operation: the kernel refuses them.
-		OpUringEnter:    {func() Errno { return second(UringEnter(near, 0, 0, 0, nil, 0)) }},
-		OpUringRegister: {func() Errno { return UringRegister(near, 255, nil, 0) }},
-		OpUringSetup:    {func() Errno { return made(UringSetup(1, new(UringParams))) }},
-		OpFcntl:         {func() Errno { return SetNonblock(near) }, func() Errno { return SetCloexec(near) }, func() Errno { return made(Dup(near)) }},
-		OpGetpeername:   {func() Errno { return second(Getpeername(near)) }, func() Errno { return second(UnixPeerName(near)) }},
-		OpGetsockname:   {func() Errno { return second(Getsockname(near)) }, func() Errno { return second(UnixName(near)) }},
-		OpGetsockopt:    {func() Errno { return second(GetsockoptInt(near, SOL_SOCKET, SO_TYPE)) }},
-		OpListen:        {func() Errno { return Listen(near, 1) }},
-		OpLstat:         {func() Errno { return second(IsSocket(path)) }},
-		OpRead:          {func() Errno { return second(Read(near, p)) }},
-		OpRecv:          {func() Errno { return second(Recv(near, p)) }},
-		OpSend:          {func() Errno { return second(Send(near, p)) }, func() Errno { return second(Sendv(near, [][]byte{p})) }},
-		OpSetsockopt:    {func() Errno { return SetsockoptInt(near, SOL_SOCKET, SO_KEEPALIVE, 1) }, func() Errno { return SetLinger(near, -1) }},
-		OpShutdown:      {func() Errno { return Shutdown(near, SHUT_RD) }},
-		OpSocket:        {func() Errno { return made(Socket(AF_UNIX)) }},
-		OpUnlink:        {func() Errno { return Unlink(path) }},
-		OpWrite:         {func() Errno { return second(Write(near, p)) }},
-		OpClose:         {func() Errno { fd, _ := Dup(near); return Close(fd) }},
+		OpUringEnter:       {func() Errno { return second(UringEnter(near, 0, 0, 0, nil, 0, false)) }},
+		OpUringRegister:    {func() Errno { return UringRegister(near, 255, nil, 0) }},
+		OpUringSetup:       {func() Errno { return made(UringSetup(1, new(UringParams))) }},
+		OpFcntl:            {func() Errno { return SetNonblock(near) }, func() Errno { return SetCloexec(near) }, func() Errno { return made(Dup(near)) }},
+		OpGetpeername:      {func() Errno { return second(Getpeername(near)) }, func() Errno { return second(UnixPeerName(near)) }},
+		OpGetsockname:      {func() Errno { return second(Getsockname(near)) }, func() Errno { return second(UnixName(near)) }},
+		OpGetsockopt:       {func() Errno { return second(GetsockoptInt(near, SOL_SOCKET, SO_TYPE)) }},
+		OpListen:           {func() Errno { return Listen(near, 1) }},
+		OpLstat:            {func() Errno { return second(IsSocket(path)) }},
+		OpRead:             {func() Errno { return second(Read(near, p)) }},
+		OpRecv:             {func() Errno { return second(Recv(near, p)) }},
+		OpSchedSetaffinity: {func() Errno { cpus, _ := Affinity(); return SetAffinity(0, cpus) }},
+		OpSchedSetattr:     {func() Errno { s, _ := GetSched(0); return SetSched(0, s) }},
+		OpSend:             {func() Errno { return second(Send(near, p)) }, func() Errno { return second(Sendv(near, [][]byte{p})) }},
+		OpSetsockopt:       {func() Errno { return SetsockoptInt(near, SOL_SOCKET, SO_KEEPALIVE, 1) }, func() Errno { return SetLinger(near, -1) }},
+		OpShutdown:         {func() Errno { return Shutdown(near, SHUT_RD) }},
+		OpSocket:           {func() Errno { return made(Socket(AF_UNIX)) }},
+		OpUnlink:           {func() Errno { return Unlink(path) }},
+		OpWrite:            {func() Errno { return second(Write(near, p)) }},
+		OpClose:            {func() Errno { fd, _ := Dup(near); return Close(fd) }},
 	}
 }
 
@@ -776,7 +788,11 @@ func TestCallsDoNotAllocate(t *testing.T) {
 	p := make([]byte, 8)
 	vector := [][]byte{p[:1], p[1:2]}
 	for name, f := range map[string]func(){
-		"epoll":     func() { EpollPoll(epfd, events); EpollWait(epfd, events, 1); EpollCtl(epfd, EpollDel, near, 0, 0) },
+		"epoll": func() {
+			EpollPoll(epfd, events)
+			EpollWait(epfd, events, 1, false)
+			EpollCtl(epfd, EpollDel, near, 0, 0)
+		},
 		"bytes":     func() { Send(far, p[:1]); Recv(near, p); Sendv(far, vector); Recv(near, p) },
 		"accept":    func() { Accept(near) },
 		"getsocket": func() { GetsockoptInt(near, SOL_SOCKET, SO_TYPE); Getsockname(near) },

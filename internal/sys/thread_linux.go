@@ -1,6 +1,7 @@
 package sys
 
 import (
+	"os"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -11,3 +12,6 @@ func Gettid() int {
 	id, _, _ := syscall.RawSyscall(unix.SYS_GETTID, 0, 0, 0)
 	return int(id)
 }
+
+// IsFirstThread tells whether the calling thread is the one that the process began with.
+func IsFirstThread() bool { return Gettid() == os.Getpid() }

@@ -56,6 +56,7 @@ type Ring struct {
 	ts  *timespec
 
 	enters uint64
+	hold   bool // a wait keeps its P
 }
 
 // entriesMin is as small as a ring is made when memory is short.
@@ -300,6 +301,10 @@ func (r *Ring) Used() Feature { return r.used }
 // Entries returns the sizes of the two queues.
 func (r *Ring) Entries() (sq, cq int) { return len(r.sqes), len(r.cqes) }
 
+// Hold says whether an Enter that waits keeps its P: Go's scheduler is not told of it. The timeouts must be some
+// milliseconds at most then.
+func (r *Ring) Hold(on bool) { r.hold = on }
+
 // Enters returns how many io_uring_enter calls were made.
 func (r *Ring) Enters() uint64 { return r.enters }
 
@@ -341,7 +346,7 @@ func (r *Ring) Enter(wait bool, timeout time.Duration) sys.Errno {
 		}
 	}
 	r.enters++
-	_, errno := sys.UringEnter(r.enterFD, r.Pending(), count, flags, arg, size)
+	_, errno := sys.UringEnter(r.enterFD, r.Pending(), count, flags, arg, size, r.hold)
 	switch errno {
 	case 0, sys.EINTR, sys.ETIME, sys.EAGAIN, sys.EBUSY:
 		// EBUSY and EAGAIN: completions must be taken first, which the caller does next. What was not submitted stays.

@@ -4,6 +4,7 @@
 //	go run ./cmd/bench echo -quick      about a minute
 //	go run ./cmd/bench echo             about eight minutes
 //	go run ./cmd/bench echo -share 0.5  latency at half of std's peak, open loop
+//	go run ./cmd/bench busy             latency in a process that computes all the time
 //	go run ./cmd/bench idle             memory per idle connection
 //	go run ./cmd/bench conns            more connections than RLIMIT_NOFILE allows
 //	go run ./cmd/bench list             the servers
@@ -26,9 +27,10 @@ import (
 
 const usage = `bench compares echo servers: pollux, Go's net, other event libraries, C.
 
-usage: bench [echo|idle|conns|list] [flags]
+usage: bench [echo|busy|idle|conns|list] [flags]
 
   echo   requests/s, latency and CPU per request (the default)
+  busy   latency while the server's process computes or collects garbage
   idle   memory per idle connection
   conns  more connections in one process than RLIMIT_NOFILE allows, by direct descriptors
   list   the servers there are
@@ -63,7 +65,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return nil
 	}
 	switch name {
-	case "echo", "idle":
+	case "echo", "busy", "idle":
 		o, err := parseOptions(ctx, name, args, stderr)
 		if err != nil {
 			return err
@@ -76,7 +78,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		if name == "idle" {
 			return b.idle(ctx)
 		}
-		return b.echo(ctx)
+		return b.echo(ctx, name == "busy")
 	case "conns":
 		return conns(ctx, args, stdout, stderr)
 	case connsClient:

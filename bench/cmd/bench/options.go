@@ -37,6 +37,9 @@ type options struct {
 	share    float64
 	deadline time.Duration
 	client   string
+
+	// The busy scenario's, besides.
+	burn, churn int
 }
 
 const echoUsage = `bench echo measures requests/s, latency and CPU time per request.
@@ -62,14 +65,31 @@ read once more. The kernel's own memory for a socket is not in it.
 flags:
 `
 
+const busyUsage = `bench busy measures the latency of a server whose process has other things to do.
+
+Requests come at a fixed rate, of which the server's CPU could do many times more;
+but beside the server, in its process and on its CPU, goroutines compute all the
+time (-burn), or replace one after the other the objects of a map of a million, so
+that the collector always runs (-churn). The rest is as in bench echo.
+
+A row of pollux may say how the loop's thread is treated, for instance
+pollux@POLLUX_PROFILE=latency@POLLUX_SCHED=fifo:1; nice and fifo need CAP_SYS_NICE.
+With -server-cpu 0-1 and @POLLUX_CPUS=0@POLLUX_ISOLATE=on the loop has CPU 0 to itself.
+
+flags:
+`
+
 // parseOptions reads the flags of the subcommand name.
 func parseOptions(ctx context.Context, name string, args []string, stderr io.Writer) (*options, error) {
 	o := &options{size: 64, pipeline: 1}
 	f := flag.NewFlagSet("bench "+name, flag.ContinueOnError)
 	f.SetOutput(stderr)
 	text := echoUsage
-	if name == "idle" {
+	switch name {
+	case "idle":
 		text = idleUsage
+	case "busy":
+		text = busyUsage
 	}
 	f.Usage = func() {
 		fmt.Fprint(stderr, text)
@@ -100,6 +120,10 @@ func parseOptions(ctx context.Context, name string, args []string, stderr io.Wri
 		f.DurationVar(&o.warmup, "warmup", 500*time.Millisecond, "load before the timed window")
 		f.Float64Var(&o.rate, "rate", 0, "open loop at this many requests/s over all connections (0: closed loop)")
 		f.Float64Var(&o.share, "share", 0, "open loop at this share of what the base server does in a closed loop, measured first")
+		if name == "busy" {
+			f.IntVar(&o.burn, "burn", 2, "number of goroutines that compute")
+			f.IntVar(&o.churn, "churn", 0, "number of goroutines that allocate")
+		}
 		f.DurationVar(&o.deadline, "deadline", 0, "read deadline set before every read; only the servers that list marks with it take part")
 		f.StringVar(&o.client, "client", "auto", "how the client waits: spin, block, or auto: spin where it has a CPU to itself")
 		f.BoolVar(&quick, "quick", false, "a run of about a minute: -conns 1,64 -rounds 3 -duration 1s -warmup 200ms, where not set, without the servers on io_uring")
@@ -112,8 +136,21 @@ func parseOptions(ctx context.Context, name string, args []string, stderr io.Wri
 	}
 	set := map[string]bool{}
 	f.Visit(func(f *flag.Flag) { set[f.Name] = true })
-	if !set["servers"] {
+	switch {
+	case set["servers"]:
+	case name == "busy":
+		servers = busyServers()
+	default:
 		servers = defaultServers(ctx, quick)
+	}
+	if name == "busy" {
+		for _, preset := range [][2]string{{"conns", "16"}, {"rate", "5000"}, {"duration", "3s"}} {
+			if !set[preset[0]] {
+				if err := f.Set(preset[0], preset[1]); err != nil {
+					return nil, err
+				}
+			}
+		}
 	}
 	if quick {
 		for _, preset := range [][2]string{{"conns", "1,64"}, {"rounds", "3"}, {"duration", "1s"}, {"warmup", "200ms"}} {
@@ -185,6 +222,10 @@ func (o *options) check(name string) error {
 		return fmt.Errorf("-rate and -share exclude each other")
 	case (o.rate > 0 || o.share > 0) && o.pipeline != 1:
 		return fmt.Errorf("-pipeline is for the closed loop: at a fixed rate nothing limits the requests under way")
+	case o.burn < 0 || o.churn < 0:
+		return fmt.Errorf("-burn and -churn must not be negative")
+	case name == "busy" && o.rate == 0 && o.share == 0:
+		return fmt.Errorf("busy is an open loop: -rate or -share is needed")
 	case o.deadline < 0:
 		return fmt.Errorf("-deadline must not be negative")
 	case o.client != "auto" && o.client != "spin" && o.client != "block":

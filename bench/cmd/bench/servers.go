@@ -101,6 +101,27 @@ func defaultServers(ctx context.Context, quick bool) string {
 	return strings.Join(list, ",")
 }
 
+// busyServers is the list of a busy run that is not told one: what is written in Go, and pollux as it is and as its settings
+// for latency make it.
+func busyServers() string {
+	var list []string
+	for _, p := range programs {
+		switch {
+		case p.c:
+		case p.name == "pollux":
+			for _, backend := range []string{"epoll", "io_uring"} {
+				list = append(list, "pollux@POLLUX_BACKEND="+backend,
+					"pollux@POLLUX_BACKEND="+backend+"@POLLUX_PROFILE=latency",
+					"pollux@POLLUX_BACKEND="+backend+"@POLLUX_PROFILE=latency@POLLUX_SCHED=nice:-20",
+					"pollux@POLLUX_BACKEND="+backend+"@POLLUX_PROFILE=latency@POLLUX_SCHED=fifo:1")
+			}
+		default:
+			list = append(list, p.name)
+		}
+	}
+	return strings.Join(list, ",")
+}
+
 // header is the file that the program includes to use its library.
 func (p program) header() string { return "lib" + p.library + ".h" }
 
@@ -204,6 +225,9 @@ func (c contender) start(ctx context.Context, l *proc.Launcher, o *options) (*ch
 		return nil, err
 	}
 	args := []string{"-addr", addr, "-loops", strconv.Itoa(o.loops)}
+	if o.burn > 0 || o.churn > 0 {
+		args = append(args, "-burn", strconv.Itoa(o.burn), "-churn", strconv.Itoa(o.churn))
+	}
 	if c.blocking {
 		// A buffer for all that a client may have under way, within reason: what the
 		// author of a blocking server would choose.

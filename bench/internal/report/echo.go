@@ -61,6 +61,8 @@ type EchoRow struct {
 	PerSecondRatio Stat `json:"requests_per_second_ratio"`
 	P50Ratio       Stat `json:"p50_ratio"`
 	P99Ratio       Stat `json:"p99_ratio"`
+	P999Ratio      Stat `json:"p999_ratio"`
+	Max            Stat `json:"max_us"`
 }
 
 // EchoGroup is a table: all servers at one number of connections.
@@ -137,6 +139,8 @@ func (g *EchoGroup) sum() {
 			PerSecondRatio: ratio(EchoSample.perSecond),
 			P50Ratio:       ratio(p50),
 			P99Ratio:       ratio(p99),
+			P999Ratio:      ratio(func(s EchoSample) float64 { return s.P999 }),
+			Max:            stat(func(s EchoSample) float64 { return s.Max }),
 		})
 	}
 }
@@ -157,6 +161,22 @@ func (g EchoGroup) Table() Table {
 		t.Rows = append(t.Rows, []string{r.Server, r.PerSecond.Format(Count), r.P50.Format(Micros), r.P99.Format(Micros),
 			r.P999.Format(Micros), r.CPU.Format(Micros), r.User.Middle(Micros), r.System.Middle(Micros), r.RSS.Middle(Mega),
 			r.CPURatio.Format(Ratio), last.Format(Ratio)})
+	}
+	return t
+}
+
+// LatencyTable lays the group out for a process that uses all the CPU there is, so that CPU per request says nothing.
+func (g EchoGroup) LatencyTable() Table {
+	t := Table{Header: []string{"server", "req/s", "p50 µs", "p99 µs", "p99.9 µs", "max µs", "p50 ×" + g.Base, "p99 ×" + g.Base, "p99.9 ×" + g.Base}}
+	small := func(x float64) string {
+		if x < 0.1 {
+			return fmt.Sprintf("%.4f", x)
+		}
+		return Ratio(x)
+	}
+	for _, r := range g.Rows {
+		t.Rows = append(t.Rows, []string{r.Server, r.PerSecond.Middle(Count), r.P50.Format(Micros), r.P99.Format(Micros),
+			r.P999.Format(Micros), r.Max.Middle(Micros), r.P50Ratio.Middle(small), r.P99Ratio.Middle(small), r.P999Ratio.Middle(small)})
 	}
 	return t
 }

@@ -22,6 +22,10 @@ type Options struct {
 	Loops    int           // Loops is the number of event loops, where a server has them.
 	Deadline time.Duration // Deadline is set before each read when above zero; only where [ParseBlocking] offered it.
 	Buffer   int           // Buffer is the size of a connection's read buffer; likewise.
+
+	// Burn is the number of goroutines that compute all the time, and Churn the number of those that allocate all the time,
+	// beside the server and in its process. They start with [Ready].
+	Burn, Churn int
 }
 
 // Parse reads the command line of a server with event loops.
@@ -48,10 +52,16 @@ func ParseBlocking() Options {
 func (o *Options) parse() {
 	flag.StringVar(&o.Addr, "addr", "127.0.0.1:9000", "`host:port` to listen on")
 	flag.IntVar(&o.Loops, "loops", 1, "number of event loops, where the server has them")
+	flag.IntVar(&o.Burn, "burn", 0, "number of goroutines that compute all the time, in the same process")
+	flag.IntVar(&o.Churn, "churn", 0, "number of goroutines that replace the objects of a map of a million all the time, so that the collector always runs")
 	flag.Parse()
 	if o.Loops < 1 {
 		Fatal(fmt.Errorf("-loops %d: at least 1 is needed", o.Loops))
 	}
+	if o.Burn < 0 || o.Churn < 0 {
+		Fatal(fmt.Errorf("-burn %d -churn %d: 0 or more are allowed", o.Burn, o.Churn))
+	}
+	load = *o
 }
 
 // Context returns a context that ends on SIGTERM or SIGINT.
@@ -59,8 +69,19 @@ func Context() (context.Context, context.CancelFunc) {
 	return signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 }
 
-// Ready prints the one line that the runner waits for.
-func Ready(addr string) { fmt.Printf("listening on %s\n", addr) }
+// load is what runs beside the server.
+var load Options
+
+// Ready starts what is to run beside the server, and prints the one line that the runner waits for.
+func Ready(addr string) {
+	for i := range load.Burn {
+		go burn(uint64(i)*2 + 1)
+	}
+	for range load.Churn {
+		go churn()
+	}
+	fmt.Printf("listening on %s\n", addr)
+}
 
 // Fatal reports err and ends the process.
 func Fatal(err error) {

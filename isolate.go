@@ -1,0 +1,93 @@
+package pollux
+
+import (
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/pollux-go/pollux/cgo"
+	"github.com/pollux-go/pollux/internal/host"
+	"github.com/pollux-go/pollux/internal/sys"
+)
+
+// isolation keeps the threads of the process that are no loops off the loops' CPUs.
+//
+// A new thread inherits the mask of the one that makes it, so that most are right from the start; but a C library may make
+// some of a pinned one's, and somebody may have kept an older mask. So it looks again from time to time.
+type isolation struct {
+	loops []*loop
+	cpus  []int // the loops'
+	stop  chan struct{}
+	ended chan struct{}
+
+	mu     sync.Mutex    // protects before
+	before map[int][]int // what each thread that was moved was allowed
+	usual  []int         // what the process was allowed
+}
+
+// isolatePeriod is how often it looks for threads that it does not know.
+const isolatePeriod = time.Second
+
+// isolate begins. The loops run already.
+func isolate(loops []*loop, threads []cgo.Thread) *isolation {
+	s := &isolation{loops: loops, stop: make(chan struct{}), ended: make(chan struct{}), before: map[int][]int{}}
+	for _, t := range threads {
+		s.cpus = append(s.cpus, t.CPU)
+	}
+	s.usual, _ = sys.Affinity()
+	s.sweep()
+	go s.watch()
+	return s
+}
+
+func (s *isolation) watch() {
+	defer close(s.ended)
+	tick := time.NewTicker(isolatePeriod)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			s.sweep()
+		case <-s.stop:
+			return
+		}
+	}
+}
+
+// sweep moves every thread away that is no loop's.
+func (s *isolation) sweep() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, tid := range host.Threads() {
+		if slices.ContainsFunc(s.loops, func(l *loop) bool { return l.thread.Load() == int64(tid) }) {
+			continue
+		}
+		now, errno := sys.AffinityOf(tid)
+		rest := slices.DeleteFunc(slices.Clone(now), func(cpu int) bool { return slices.Contains(s.cpus, cpu) })
+		if errno != 0 || len(rest) == len(now) || len(rest) == 0 {
+			continue // It has ended, stays away already, or has nowhere else to go: somebody has pinned it there.
+		}
+		if _, known := s.before[tid]; !known {
+			s.before[tid] = now
+		}
+		_ = sys.SetAffinity(tid, rest)
+	}
+}
+
+// end gives the threads back what they were allowed.
+func (s *isolation) end() {
+	close(s.stop)
+	<-s.ended
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	rest := slices.DeleteFunc(slices.Clone(s.usual), func(cpu int) bool { return slices.Contains(s.cpus, cpu) })
+	for _, tid := range host.Threads() {
+		before, known := s.before[tid]
+		if now, errno := sys.AffinityOf(tid); errno == 0 && !known && slices.Equal(now, rest) {
+			before, known = s.usual, true // Born meanwhile.
+		}
+		if known {
+			_ = sys.SetAffinity(tid, before)
+		}
+	}
+}

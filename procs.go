@@ -1,0 +1,38 @@
+package pollux
+
+import (
+	"runtime"
+	"sync"
+)
+
+// A loop that comes back from its wait needs a P to run Go. Where all are taken by goroutines that compute, it waits for the
+// time slice of one of them, 10 ms and more. So GOMAXPROCS is raised by one for each loop, and set back when it ends; see
+// ARCHITECTURE.md.
+
+// procs is what the engines of the process have made of GOMAXPROCS.
+var procs struct {
+	mu    sync.Mutex // protects the fields below
+	added int        // for the loops that run
+	set   int        // what it was set to last
+}
+
+// takeProcs adds n to GOMAXPROCS.
+func takeProcs(n int) {
+	procs.mu.Lock()
+	defer procs.mu.Unlock()
+	procs.added += n
+	procs.set = runtime.GOMAXPROCS(0) + n
+	runtime.GOMAXPROCS(procs.set)
+}
+
+// giveProcs takes n away again, unless somebody else has set it to something of their own meanwhile.
+func giveProcs(n int) {
+	procs.mu.Lock()
+	defer procs.mu.Unlock()
+	procs.added -= n
+	if runtime.GOMAXPROCS(0) != procs.set {
+		return
+	}
+	procs.set -= n
+	runtime.GOMAXPROCS(procs.set)
+}

@@ -1,0 +1,76 @@
+package pollux
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/pollux-go/pollux/cgo"
+	"github.com/pollux-go/pollux/internal/host"
+	"github.com/pollux-go/pollux/internal/sys"
+)
+
+// threads says what the loops' threads are to be like.
+func (c *Config) threads() ([]cgo.Thread, error) {
+	sched, err := cgo.ParseSched(c.Sched)
+	if err != nil {
+		return nil, err
+	}
+	threads := make([]cgo.Thread, c.Loops)
+	for i := range threads {
+		threads[i] = cgo.Thread{Name: fmt.Sprintf("pollux-loop-%d", i), CPU: -1, Sched: sched}
+	}
+	if c.CPUs == cpusNone {
+		return threads, nil
+	}
+	allowed, errno := sys.Affinity()
+	if errno != 0 {
+		return nil, fmt.Errorf("ask for the CPUs that the process may use: %w", errno)
+	}
+	cpus, err := parseCPUs(c.CPUs)
+	if err != nil {
+		return nil, err
+	}
+	for _, cpu := range cpus {
+		if !slices.Contains(allowed, cpu) {
+			return nil, fmt.Errorf("config: CPUs is %q: the process may not use CPU %d, only %s", c.CPUs, cpu, host.FormatList(allowed))
+		}
+	}
+	if cpus == nil {
+		cpus = coresFirst(allowed)
+		if c.Isolate && len(cpus) > 1 && c.Loops >= len(cpus) {
+			cpus = cpus[:len(cpus)-1] // One is left for the others.
+		}
+	}
+	for i := range threads {
+		threads[i].CPU = cpus[i%len(cpus)]
+	}
+	if c.Isolate && len(others(allowed, threads)) == 0 {
+		return nil, fmt.Errorf("config: Isolate is set, and the loops are to run on each of the CPUs %s: leave one for the others by CPUs or Loops",
+			host.FormatList(allowed))
+	}
+	return threads, nil
+}
+
+// coresFirst orders CPUs so that those that share a core with an earlier one come last.
+func coresFirst(cpus []int) []int {
+	var first, rest []int
+	taken := map[int]bool{}
+	for _, cpu := range cpus {
+		if taken[cpu] {
+			rest = append(rest, cpu)
+			continue
+		}
+		first = append(first, cpu)
+		for _, sibling := range host.Siblings(cpu) {
+			taken[sibling] = true
+		}
+	}
+	return append(first, rest...)
+}
+
+// others returns those of the CPUs that no thread is pinned to.
+func others(cpus []int, threads []cgo.Thread) []int {
+	return slices.DeleteFunc(slices.Clone(cpus), func(cpu int) bool {
+		return slices.ContainsFunc(threads, func(t cgo.Thread) bool { return t.CPU == cpu })
+	})
+}

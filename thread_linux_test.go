@@ -1,0 +1,372 @@
+package pollux
+
+import (
+	"bytes"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"runtime/pprof"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/pollux-go/pollux/internal/host"
+	"github.com/pollux-go/pollux/internal/sys"
+	"github.com/pollux-go/pollux/internal/testutil"
+)
+
+// masks returns what each thread of the process may run on.
+func masks(t *testing.T) map[int][]int {
+	t.Helper()
+	all := map[int][]int{}
+	for _, tid := range host.Threads() {
+		if cpus, errno := sys.AffinityOf(tid); errno == 0 {
+			all[tid] = cpus
+		}
+	}
+	if len(all) == 0 {
+		t.Fatal("the process has no threads")
+	}
+	return all
+}
+
+// loopThreads returns the ids of the threads of an engine's loops.
+func loopThreads(e *Engine) (tids []int) {
+	for _, l := range e.loops {
+		<-l.begun
+		tids = append(tids, int(l.thread.Load()))
+	}
+	return tids
+}
+
+// ping sends a byte to an echo server and waits for it.
+func ping(t *testing.T, c net.Conn) {
+	t.Helper()
+	if _, err := c.Write([]byte{'x'}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// many makes the runtime start threads: so many goroutines block in system calls at once.
+func many(t *testing.T, n int) (end func()) {
+	t.Helper()
+	var all sync.WaitGroup
+	var fds []int
+	for range n {
+		var p [2]int
+		if err := syscall.Pipe2(p[:], syscall.O_CLOEXEC); err != nil {
+			t.Fatal(err)
+		}
+		fds = append(fds, p[1])
+		all.Go(func() {
+			var b [1]byte
+			_, _ = syscall.Read(p[0], b[:])
+			syscall.Close(p[0])
+		})
+	}
+	return func() {
+		for _, fd := range fds {
+			syscall.Close(fd)
+		}
+		all.Wait()
+	}
+}
+
+// TestPinningStaysWithTheLoops pins the loops and reads the mask of every other thread: of those that were there, of those
+// that the runtime has made since, and of a child process.
+func TestPinningStaysWithTheLoops(t *testing.T) {
+	allowed := host.Affinity()
+	eachBackend(t, func(t *testing.T, config Config) {
+		testutil.CheckLeaks(t)
+		config.CPUs = "auto"
+		var children atomic.Int32
+		child := make(chan string, 1)
+		e := newEngine(t, config)
+		s, a := bind(t, e, "tcp", funcs{data: func(c *Conn) error {
+			if children.Add(1) == 1 {
+				// A process that a callback starts itself inherits the pin, which only the kernel could change: it is started on
+				// a goroutine, as the documentation says.
+				go func() {
+					out, err := exec.Command("grep", "Cpus_allowed_list", "/proc/self/status").Output()
+					if err != nil {
+						t.Error(err)
+					}
+					child <- string(bytes.TrimSpace(out))
+				}()
+			}
+			return echo{}.OnData(c)
+		}})
+		c := dial(t, s.Addrs()[0])
+		ping(t, c)
+		end := many(t, 4)
+		defer end()
+		time.Sleep(10 * time.Millisecond) // For the runtime to make threads; what is not there yet is not looked at.
+		loops := loopThreads(e)
+		for tid, cpus := range masks(t) {
+			if i := slices.Index(loops, tid); i >= 0 {
+				if want := e.loops[i].pin.CPU; len(cpus) != 1 || cpus[0] != want {
+					t.Errorf("loop %d may run on %v, it is pinned to %d", i, cpus, want)
+				}
+				name, _ := os.ReadFile(filepath.Join("/proc/self/task", itoa(tid), "comm"))
+				if !strings.HasPrefix(string(name), "pollux-loop-") {
+					t.Errorf("loop %d is called %q", i, name)
+				}
+			} else if !slices.Equal(cpus, allowed) {
+				t.Errorf("thread %d may run on %v, the process on %v", tid, cpus, allowed)
+			}
+		}
+		if got := receive(t, "the child", child); !strings.HasSuffix(got, "\t"+host.FormatList(allowed)) {
+			t.Errorf("a child process of the handler's has %q", got)
+		}
+		c.Close()
+		a.wait(t, 1)
+	})
+}
+
+func itoa(n int) string { return host.FormatList([]int{n}) }
+
+// TestIsolate keeps the other threads away while the engine is open, also those that are made meanwhile.
+func TestIsolate(t *testing.T) {
+	allowed := host.Affinity()
+	if len(allowed) < 2 {
+		t.Skip("it needs two CPUs")
+	}
+	eachBackend(t, func(t *testing.T, config Config) {
+		testutil.CheckLeaks(t)
+		config.Loops, config.CPUs, config.Isolate = 1, itoa(allowed[0]), true
+		e := newEngine(t, config)
+		s, _ := bind(t, e, "tcp", echo{})
+		ping(t, dial(t, s.Addrs()[0]))
+		end := many(t, 4)
+		time.Sleep(10 * time.Millisecond)
+		loop := loopThreads(e)[0]
+		for tid, cpus := range masks(t) {
+			switch {
+			case tid == loop && !slices.Equal(cpus, allowed[:1]):
+				t.Errorf("the loop may run on %v", cpus)
+			case tid != loop && !slices.Equal(cpus, allowed[1:]):
+				t.Errorf("thread %d may run on %v", tid, cpus)
+			}
+		}
+		end()
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+		for tid, cpus := range masks(t) {
+			if tid != loop && !slices.Equal(cpus, allowed) {
+				t.Errorf("after the close, thread %d may run on %v", tid, cpus)
+			}
+		}
+	})
+}
+
+// TestRefusedScheduling has the kernel refuse what needs a privilege: the loops run without, and the log says so once.
+func TestRefusedScheduling(t *testing.T) {
+	eachBackend(t, func(t *testing.T, config Config) {
+		testutil.CheckLeaks(t)
+		var log bytes.Buffer
+		config.Logger = slog.New(slog.NewTextHandler(&log, nil))
+		config.Sched = "fifo:1"
+		restore := sys.Inject(func(op sys.Op, _ int) sys.Fault {
+			if op == sys.OpSchedSetattr {
+				return sys.Fault{Errno: sys.EPERM}
+			}
+			return sys.Fault{}
+		})
+		defer restore()
+		e := newEngine(t, config)
+		s, _ := bind(t, e, "tcp", echo{})
+		ping(t, dial(t, s.Addrs()[0]))
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+		if text := log.String(); strings.Count(text, "CAP_SYS_NICE") != 1 || !strings.Contains(text, "fifo:1") {
+			t.Errorf("the log is %q", text)
+		}
+	})
+}
+
+// TestSched looks at how the kernel schedules the loops' threads, and nobody else.
+func TestSched(t *testing.T) {
+	for _, test := range []struct {
+		sched string
+		want  sys.Sched
+	}{
+		{"nice:-5", sys.Sched{Nice: -5}},
+		{"nice:5", sys.Sched{Nice: 5}},
+		{"fifo:7", sys.Sched{FIFO: true, Priority: 7}},
+		{"slice:200us", sys.Sched{Slice: 200 * time.Microsecond}},
+	} {
+		t.Run(test.sched, func(t *testing.T) {
+			testutil.CheckLeaks(t)
+			var log bytes.Buffer
+			e := newEngine(t, Config{Loops: 1, Sched: test.sched, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+			bind(t, e, "tcp", echo{})
+			loop := loopThreads(e)[0]
+			got, errno := sys.GetSched(loop)
+			if strings.Contains(log.String(), "CAP_SYS_NICE") {
+				t.Skip("the process may not")
+			}
+			if test.want.Slice == 0 {
+				got.Slice = 0 // The kernel's own.
+			} else if major, minor := host.Version(); major < 6 || major == 6 && minor < 12 {
+				t.Skip("the kernel has no slices")
+			}
+			if errno != 0 || got != test.want {
+				t.Errorf("the loop is scheduled as %+v, %v", got, errno)
+			}
+			usual, _ := sys.GetSched(os.Getpid())
+			for _, tid := range host.Threads() {
+				if other, errno := sys.GetSched(tid); tid != loop && errno == 0 && (other.FIFO || other.Nice != usual.Nice) {
+					t.Errorf("thread %d is scheduled as %+v", tid, other)
+				}
+			}
+		})
+	}
+}
+
+// TestProcs looks at GOMAXPROCS while engines come and go, and somebody else sets it.
+func TestProcs(t *testing.T) {
+	testutil.CheckLeaks(t)
+	before := runtime.GOMAXPROCS(0)
+	defer runtime.GOMAXPROCS(before)
+	expect := func(what string, want int) {
+		t.Helper()
+		if got := runtime.GOMAXPROCS(0); got != want {
+			t.Errorf("%s: GOMAXPROCS is %d, want %d", what, got, want)
+		}
+	}
+	a := newEngine(t, Config{Loops: 2, Logger: slog.New(slog.DiscardHandler)})
+	expect("nothing has started", before)
+	bind(t, a, "tcp", echo{})
+	expect("two loops", before+2)
+	b := newEngine(t, Config{Loops: 1, Logger: slog.New(slog.DiscardHandler)})
+	bind(t, b, "tcp", echo{})
+	expect("three loops", before+3)
+	keep := newEngine(t, Config{Loops: 1, Procs: ProcsKeep, Logger: slog.New(slog.DiscardHandler)})
+	bind(t, keep, "tcp", echo{})
+	expect("another one that keeps it", before+3)
+	a.Close()
+	expect("one loop", before+1)
+	runtime.GOMAXPROCS(before + 5)
+	b.Close()
+	expect("somebody else has set it", before+5)
+	keep.Close()
+	runtime.GOMAXPROCS(before)
+	n := newEngine(t, Config{Loops: 1, Procs: 7, Logger: slog.New(slog.DiscardHandler)})
+	bind(t, n, "tcp", echo{})
+	expect("a number", 7)
+	n.Close()
+	expect("and back", before)
+}
+
+// TestHotLoopsStop runs loops that are always hot beside whatever stops the world, or changes how many goroutines run.
+func TestHotLoopsStop(t *testing.T) {
+	for name, disturb := range map[string]func(i int){
+		"collector":   func(int) { runtime.GC() },
+		"free":        func(int) { debug.FreeOSMemory() },
+		"stacks":      func(int) { runtime.Stack(make([]byte, 1<<16), true) },
+		"procs":       func(i int) { runtime.GOMAXPROCS(1 + i%8) },
+		"goroutines":  func(int) { _ = pprof.Lookup("goroutine").WriteTo(io.Discard, 1) },
+		"nothing":     func(int) { time.Sleep(time.Millisecond) },
+		"computation": func(int) { spin(5 * time.Millisecond) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			eachBackend(t, func(t *testing.T, config Config) {
+				testutil.CheckLeaks(t)
+				defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
+				config.Hot = HotAlways
+				e := newEngine(t, config)
+				s, _ := bind(t, e, "tcp", echo{})
+				stop, stopped := make(chan struct{}), make(chan struct{})
+				go func() {
+					defer close(stopped)
+					for i := 0; ; i++ {
+						select {
+						case <-stop:
+							return
+						default:
+							disturb(i)
+						}
+					}
+				}()
+				c := dial(t, s.Addrs()[0])
+				for range 300 {
+					ping(t, c)
+				}
+				close(stop)
+				receive(t, "the disturbance to end", stopped)
+			})
+		})
+	}
+}
+
+// spin computes for so long.
+func spin(d time.Duration) {
+	for end := time.Now().Add(d); time.Now().Before(end); {
+	}
+}
+
+// TestHotLoopsWithoutAsyncPreemption stops the world often where signals do not preempt goroutines: each stop waits for at
+// most one of the short waits.
+func TestHotLoopsWithoutAsyncPreemption(t *testing.T) {
+	const variable = "POLLUX_TEST_ASYNCPREEMPTOFF"
+	if os.Getenv(variable) == "" {
+		cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
+		cmd.Env = append(os.Environ(), variable+"=1", "GODEBUG=asyncpreemptoff=1")
+		if out, err := cmd.CombinedOutput(); err != nil || !bytes.Contains(out, []byte("--- PASS")) {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return
+	}
+	eachBackend(t, func(t *testing.T, config Config) {
+		config.Hot = HotAlways
+		e := newEngine(t, config)
+		s, _ := bind(t, e, "tcp", echo{})
+		c := dial(t, s.Addrs()[0])
+		for range 50 {
+			runtime.GC()
+			ping(t, c)
+		}
+	})
+}
+
+// TestLoopsEndTheirThreads starts and closes engines on the process's first thread and elsewhere: no thread stays pinned.
+func TestLoopsEndTheirThreads(t *testing.T) {
+	testutil.CheckLeaks(t)
+	allowed := host.Affinity()
+	for range 30 {
+		e := newEngine(t, Config{Loops: 3, CPUs: "auto", Logger: slog.New(slog.DiscardHandler)})
+		bind(t, e, "tcp", echo{})
+		if slices.Contains(loopThreads(e), os.Getpid()) {
+			t.Error("the process's first thread is a loop's")
+		}
+		e.Close()
+	}
+	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		wrong := 0
+		for _, cpus := range masks(t) {
+			if !slices.Equal(cpus, allowed) {
+				wrong++
+			}
+		}
+		if wrong == 0 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%d threads are pinned still", wrong)
+		}
+	}
+}
