@@ -49,6 +49,11 @@ type Config struct {
 	// CAP_SYS_NICE. Where it is refused, the loops run without it and the log says so. Empty: as the profile says.
 	Sched string
 
+	// Spin is for how long a loop looks for events before it sleeps, which saves the time that the kernel needs to wake it and
+	// costs the CPU. SpinAuto finds out whether it pays, and never does on two CPUs or fewer or under a CPU quota. SpinNever
+	// sleeps at once. With Sched "fifo" it needs Isolate. 0: as the profile says.
+	Spin time.Duration
+
 	// MaxConns is the largest number of connections with handlers that are open at once. Beyond it, connections wait in
 	// the listeners' queues. 0: no limit but that of the descriptors.
 	MaxConns int
@@ -157,6 +162,7 @@ func (c Config) withDefaults() (Config, error) {
 	profile, known := profiles[c.Profile]
 	setDefault(&c.Hot, profile.Hot)
 	setDefault(&c.Sched, profile.Sched)
+	setDefault(&c.Spin, profile.Spin)
 	if c.CPUs == "" && c.Isolate {
 		c.CPUs = cpusAuto
 	}
@@ -205,6 +211,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if _, err := cgo.ParseSched(c.Sched); err != nil {
 		errs = append(errs, fmt.Errorf("config: Sched is %q: %w", c.Sched, err))
+	}
+	if err := c.checkSpin(); err != nil {
+		errs = append(errs, err)
 	}
 	check("MaxConns", c.MaxConns, 0, connsMax)
 	check("ReadLimit", c.ReadLimit, 1, limitMax)

@@ -120,7 +120,7 @@ func (o *onThread) Close() error {
 func newEpollMillis() (poller.Backend, error) {
 	b, err := newEpoll()
 	if err == nil {
-		b.(*epoll).wait = sys.EpollWaitMillis
+		b.(*epoll).old = true
 	}
 	return b, err
 }

@@ -22,12 +22,14 @@ import (
 type settings struct {
 	Backend Kind     `env:"POLLUX_BACKEND" envDefault:"auto" allowed:"auto, epoll, io_uring" help:"what the event loops wait on"`
 	Loops   count    `env:"POLLUX_LOOPS" envDefault:"0" allowed:"0 to 1024" help:"number of event loops; 0: one for each CPU that GOMAXPROCS allows"`
-	Profile Profile  `env:"POLLUX_PROFILE" envDefault:"balanced" allowed:"balanced, latency, throughput" help:"sets the defaults of POLLUX_HOT, POLLUX_CPUS and POLLUX_SCHED, where they say auto"`
+	Profile Profile  `env:"POLLUX_PROFILE" envDefault:"balanced" allowed:"balanced, latency, throughput" help:"sets the defaults of POLLUX_HOT, POLLUX_CPUS, POLLUX_SCHED and POLLUX_SPIN"`
 	Hot     heat     `env:"POLLUX_HOT" envDefault:"auto" allowed:"auto, always, never or a duration up to 1m" help:"how long after its last event a loop waits with its P kept; auto: 200us, always in the latency profile, never in the throughput profile"`
 	Procs   procsEnv `env:"POLLUX_PROCS" envDefault:"auto" allowed:"auto, keep or 1 to 1024" help:"GOMAXPROCS while the loops run; auto: one more for each loop; keep: left alone, and no loop is hot"`
 	CPUs    cpuList  `env:"POLLUX_CPUS" envDefault:"" allowed:"none, auto or a list as 2-3,6" help:"the CPUs that the loops are pinned to, one after the other; empty: none, auto in the latency profile"`
 	Isolate onOff    `env:"POLLUX_ISOLATE" envDefault:"off" allowed:"off, on" help:"keep every other thread of the process off the loops' CPUs"`
 	Sched   schedule `env:"POLLUX_SCHED" envDefault:"" allowed:"other, slice:100us to slice:100ms, nice:-20 to nice:19, fifo:1 to fifo:99" help:"how the kernel schedules the loops' threads; empty: other, slice:100us in the latency profile"`
+
+	Spin spinTime `env:"POLLUX_SPIN" envDefault:"" allowed:"auto, off or a duration from 1us to 1s; with fifo only with POLLUX_ISOLATE" help:"how long a loop looks for events before it sleeps; auto: while it pays, and not on two CPUs or under a quota; empty: off, auto in the latency profile"`
 
 	MaxConns   count `env:"POLLUX_MAX_CONNS" envDefault:"0" allowed:"0 to 1073741824" help:"most connections with handlers at once; 0: no limit"`
 	ReadLimit  size  `env:"POLLUX_READ_LIMIT" envDefault:"1MiB" allowed:"1 to 1GiB" help:"most bytes that a handler may leave unread before its connection is closed"`
@@ -58,6 +60,7 @@ func (s *settings) config() (Config, error) {
 		CPUs:       string(s.CPUs),
 		Isolate:    bool(s.Isolate),
 		Sched:      string(s.Sched),
+		Spin:       time.Duration(s.Spin),
 		Loops:      int(s.Loops),
 		MaxConns:   int(s.MaxConns),
 		ReadLimit:  notZero(s.ReadLimit),
@@ -203,6 +206,26 @@ type schedule string
 func (s *schedule) UnmarshalText(text []byte) error {
 	_, err := cgo.ParseSched(string(text))
 	*s = schedule(text)
+	return err
+}
+
+// spinTime is Config.Spin.
+type spinTime time.Duration
+
+func (s *spinTime) UnmarshalText(text []byte) error {
+	switch string(text) {
+	case "auto":
+		*s = spinTime(SpinAuto)
+		return nil
+	case "off", "0":
+		*s = spinTime(SpinNever)
+		return nil
+	}
+	d, err := time.ParseDuration(string(text))
+	if err == nil && (d < time.Microsecond || d > time.Second) {
+		err = strconv.ErrRange
+	}
+	*s = spinTime(d)
 	return err
 }
 

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/pollux-go/pollux/cgo"
 	"github.com/pollux-go/pollux/internal/sys"
 	"github.com/pollux-go/pollux/poller"
 )
@@ -31,9 +32,10 @@ type epoll struct {
 	waking atomic.Bool
 	broken bool // waiter only: a Wait with timeout 0 met the wake event and left it for the next one that may block
 
-	events [epollBatch]sys.EpollEvent                                        // waiter only
-	wait   func(int, []sys.EpollEvent, time.Duration, bool) (int, sys.Errno) // waiter only
-	hold   bool                                                              // waiter only: a wait keeps its P
+	events [epollBatch]sys.EpollEvent // waiter only
+	old    bool                       // waiter only: the kernel has no epoll_pwait2 (before 5.11)
+	hold   bool                       // waiter only: a wait keeps its P
+	spin   time.Duration              // waiter only
 }
 
 // wakeToken cannot be a registration's: generations of a token are not 0.
@@ -58,13 +60,14 @@ func newEpoll() (poller.Backend, error) {
 	}
 	poller.Own(epfd)
 	poller.Own(wakefd)
-	return &epoll{epfd: epfd, wakefd: wakefd, wait: sys.EpollWait}, nil
+	return &epoll{epfd: epfd, wakefd: wakefd}, nil
 }
 
 func (e *epoll) Name() string { return string(KindEpoll) }
 
-// Hold implements [poller.Holder].
-func (e *epoll) Hold(on bool) { e.hold = on }
+// Hold and Spin implement [poller.Holder].
+func (e *epoll) Hold(on bool)         { e.hold = on }
+func (e *epoll) Spin(d time.Duration) { e.spin = d }
 
 func (e *epoll) PollFD() int { return e.epfd }
 
@@ -119,11 +122,7 @@ func (e *epoll) Wait(events []poller.Event, timeout time.Duration) (int, error) 
 	if timeout == 0 {
 		n, errno = sys.EpollPoll(e.epfd, raw)
 	} else {
-		n, errno = e.wait(e.epfd, raw, timeout, e.hold)
-		if errno == sys.ENOSYS {
-			e.wait = sys.EpollWaitMillis // Linux before 5.11.
-			n, errno = e.wait(e.epfd, raw, timeout, e.hold)
-		}
+		n, errno = e.block(raw, timeout)
 	}
 	if errno != 0 {
 		return 0, fmt.Errorf("wait on epoll: %w", errno)
@@ -135,6 +134,36 @@ func (e *epoll) Wait(events []poller.Event, timeout time.Duration) (int, error) 
 		e.waking.Store(false)
 	}
 	return out, nil
+}
+
+// block waits for events: it looks for them for a while, if it is to, and then sleeps.
+func (e *epoll) block(raw []sys.EpollEvent, timeout time.Duration) (n int, errno sys.Errno) {
+	spin := e.spin
+	if timeout > 0 {
+		spin = min(spin, timeout)
+	}
+	if spin > 0 && cgo.Spins && !e.hold && !e.old {
+		n, errno = cgo.EpollWait(e.epfd, raw, spin, timeout)
+		if errno != sys.ENOSYS {
+			return n, errno
+		}
+	} else {
+		if spin > 0 {
+			if n, errno = cgo.EpollPolls(e.epfd, raw, spin); n != 0 || errno != 0 {
+				return n, errno
+			}
+			if timeout > 0 {
+				timeout -= spin
+			}
+		}
+		if !e.old {
+			if n, errno = sys.EpollWait(e.epfd, raw, timeout, e.hold); errno != sys.ENOSYS {
+				return n, errno
+			}
+		}
+	}
+	e.old = true
+	return sys.EpollWaitMillis(e.epfd, raw, timeout, e.hold)
 }
 
 // translate turns the kernel's events into ours, and notes a wake.

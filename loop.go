@@ -80,6 +80,7 @@ func newLoop(e *Engine, b poller.Backend) *loop {
 	if e.config.Procs != ProcsKeep {
 		l.inner.Heat(max(0, e.config.Hot))
 	}
+	l.inner.Spin(e.config.spinBudget())
 	return l
 }
 

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/pollux-go/pollux/cgo"
+	"github.com/pollux-go/pollux/internal/host"
 )
 
 // A Profile is a set of defaults.
@@ -28,9 +29,44 @@ func (p *Profile) UnmarshalText(text []byte) error {
 }
 
 var profiles = map[Profile]Config{
-	Balanced:   {Hot: hotMoment, CPUs: cpusNone, Sched: "other"},
-	Latency:    {Hot: HotAlways, CPUs: cpusAuto, Sched: "slice:100us"},
-	Throughput: {Hot: HotNever, CPUs: cpusNone, Sched: "other"},
+	Balanced:   {Hot: hotMoment, CPUs: cpusNone, Sched: "other", Spin: SpinNever},
+	Latency:    {Hot: HotAlways, CPUs: cpusAuto, Sched: "slice:100us", Spin: SpinAuto},
+	Throughput: {Hot: HotNever, CPUs: cpusNone, Sched: "other", Spin: SpinNever},
+}
+
+// Values of Config.Spin that are no durations.
+const (
+	SpinAuto  time.Duration = math.MaxInt64
+	SpinNever time.Duration = -1
+
+	// spinMoment is how long a loop spins that is to find out itself whether it pays: about what the kernel needs to wake a
+	// thread up, so that a spin in vain costs no more than it might have saved.
+	spinMoment = 30 * time.Microsecond
+)
+
+// spinBudget says for how long the loops spin, and whether they find out if it pays. On one or two CPUs a spin takes the
+// time from those who are to send the events, and under a quota from the loops themselves.
+func (c *Config) spinBudget() (budget time.Duration, adaptive bool) {
+	switch {
+	case c.Spin != SpinAuto:
+		return max(0, c.Spin), false
+	case len(host.Affinity()) <= 2 || host.CPUQuota().CPUs != 0:
+		return 0, false
+	}
+	return spinMoment, true
+}
+
+// checkSpin refuses what might stop the process: a thread that spins as SCHED_FIFO lets nobody else onto its CPU, and a
+// thread of the runtime that was interrupted there may hold a lock that the loop waits for.
+func (c *Config) checkSpin() error {
+	if sched, err := cgo.ParseSched(c.Sched); err == nil && sched.FIFO && c.Spin != SpinNever && !c.Isolate {
+		if c.Spin == SpinAuto {
+			c.Spin = SpinNever
+			return nil
+		}
+		return fmt.Errorf("config: Sched is %q and Spin %v: a realtime thread may spin only on a CPU that is left to it: set Isolate, or no Spin", c.Sched, c.Spin)
+	}
+	return nil
 }
 
 // Values of Config.Hot that are no durations.

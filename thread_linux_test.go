@@ -313,6 +313,60 @@ func TestHotLoopsStop(t *testing.T) {
 	}
 }
 
+// TestWaits serves with every way to wait: hot and cold, with and without a spin, found out and fixed.
+func TestWaits(t *testing.T) {
+	for name, set := range map[string]func(*Config){
+		"cold":               func(c *Config) { c.Hot = HotNever },
+		"cold, spin":         func(c *Config) { c.Hot, c.Spin = HotNever, 100*time.Microsecond },
+		"hot":                func(c *Config) { c.Hot = HotAlways },
+		"hot, spin":          func(c *Config) { c.Hot, c.Spin = HotAlways, 100*time.Microsecond },
+		"both, spin":         func(c *Config) { c.Hot, c.Spin = 100*time.Microsecond, 50*time.Microsecond },
+		"procs kept":         func(c *Config) { c.Hot, c.Procs = HotAlways, ProcsKeep },
+		"latency profile":    func(c *Config) { c.Profile = Latency },
+		"throughput profile": func(c *Config) { c.Profile = Throughput },
+	} {
+		t.Run(name, func(t *testing.T) {
+			eachBackend(t, func(t *testing.T, config Config) {
+				testutil.CheckLeaks(t)
+				set(&config)
+				e := newEngine(t, config)
+				for _, adaptive := range []bool{false, true} {
+					if adaptive {
+						for _, l := range e.loops {
+							_ = l.inner.PostAlways(func() { l.inner.Spin(max(0, config.Spin), true) })
+						}
+					}
+					s, _ := bind(t, e, "tcp", echo{})
+					c := dial(t, s.Addrs()[0])
+					for i := range 200 {
+						if i%20 == 0 {
+							time.Sleep(300 * time.Microsecond) // From hot to cold, and from the spin to sleep.
+						}
+						ping(t, c)
+					}
+					c.Close()
+				}
+			})
+		})
+	}
+}
+
+// TestSpinOfRealtimeThreads refuses what could stop the machine.
+func TestSpinOfRealtimeThreads(t *testing.T) {
+	if _, err := New(Config{Sched: "fifo:1", Spin: time.Millisecond}); err == nil || !strings.Contains(err.Error(), "Isolate") {
+		t.Errorf("a realtime thread that spins where others are: %v", err)
+	}
+	for _, c := range []Config{
+		{Sched: "fifo:1", Profile: Latency},
+		{Sched: "fifo:1", Spin: time.Millisecond, CPUs: "0", Isolate: true},
+		{Sched: "nice:-20", Spin: time.Millisecond},
+	} {
+		if _, err := c.withDefaults(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // spin computes for so long.
 func spin(d time.Duration) {
 	for end := time.Now().Add(d); time.Now().Before(end); {

@@ -47,8 +47,8 @@ type Pollable interface {
 	PollFD() int
 }
 
-// Holder is a [Backend] that can wait without giving up the P, which is what a goroutine needs to run Go. Hold belongs to
-// the goroutine that calls Wait.
+// Holder is a [Backend] that can wait without giving up the P, which is what a goroutine needs to run Go, and without
+// sleeping. Its methods belong to the goroutine that calls Wait.
 type Holder interface {
 	Backend
 
@@ -56,6 +56,10 @@ type Holder interface {
 	// goroutine runs at once, whatever else wants to run; until then its P serves nobody. Timeouts must be some milliseconds
 	// at most then, since stopping the world may have to wait for them.
 	Hold(on bool)
+
+	// Spin says for how long a Wait that would sleep looks for events before it does. Without Hold, the P serves others
+	// meanwhile where there is cgo.
+	Spin(d time.Duration)
 }
 
 // Completer is a [Backend] that takes the input itself: it accepts and receives, and its events say what has come rather

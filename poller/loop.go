@@ -40,6 +40,12 @@ type Loop struct {
 	hot    time.Duration // see Heat
 	isHot  bool
 	worked int64 // the instant at which it last had something to do
+
+	spin     time.Duration // see Spin
+	adaptive bool
+	budget   time.Duration // what the backend was told
+	waited   int64         // the instant at which the last wait that might sleep began; 0: it was none
+	gap      int64         // how long those took lately, a moving average in nanoseconds
 }
 
 // timersMost is how many timers one turn hands over.
@@ -61,6 +67,15 @@ func (l *Loop) Heat(d time.Duration) {
 	}
 }
 
+// Spin says for how long the loop looks for events before it sleeps. If it is adaptive, it does so only as long as events
+// have lately come within that time. It must be called before Run, and has no effect on a backend that is no [Holder].
+func (l *Loop) Spin(d time.Duration, adaptive bool) {
+	l.spin, l.adaptive = d, adaptive
+	if l.holder, _ = l.backend.(Holder); l.holder == nil {
+		l.spin = 0
+	}
+}
+
 // Backend returns what the loop waits on.
 func (l *Loop) Backend() Backend { return l.backend }
 
@@ -74,6 +89,9 @@ func (l *Loop) Run() error {
 		}
 		n, err := l.backend.Wait(l.events, timeout)
 		l.mailbox.unpark()
+		if l.waited != 0 {
+			l.learn()
+		}
 		if err != nil {
 			l.Stop()
 			return fmt.Errorf("wait for events: %w", err)
@@ -117,6 +135,17 @@ func (l *Loop) temper(timeout time.Duration, busy bool) time.Duration {
 		l.isHot = hot
 		l.holder.Hold(hot)
 	}
+	if l.spin > 0 {
+		l.waited = now
+		budget := l.spin
+		if l.adaptive && l.gap > int64(l.spin) {
+			budget = 0
+		}
+		if budget != l.budget {
+			l.budget = budget
+			l.holder.Spin(budget)
+		}
+	}
 	if !hot {
 		if now-l.yielded >= yieldPeriod {
 			l.yielded = now
@@ -129,6 +158,20 @@ func (l *Loop) temper(timeout time.Duration, busy bool) time.Duration {
 		return most
 	}
 	return timeout
+}
+
+// gapWeight is how many waits the moving average of their lengths goes back, and gapMost what one counts at most, so that a
+// busy time after a quiet one is noticed after some tens of events.
+const (
+	gapWeight = 16
+	gapMost   = 4 // times the spin
+)
+
+// learn notes how long a wait has taken.
+func (l *Loop) learn() {
+	gap := min(Nanotime()-l.waited, gapMost*int64(l.spin))
+	l.gap += (gap - l.gap) / gapWeight
+	l.waited = 0
 }
 
 // timeout says how long the next wait may be, and parks the mailbox if it may be long.

@@ -7,8 +7,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-
-	"github.com/pollux-go/pollux/internal/sys"
 )
 
 // CPU describes the processors.
@@ -66,10 +64,4 @@ func processors(root fs.FS) CPU {
 	c.Packages, c.Cores = len(packages), len(cores)
 	c.CacheLine, _ = strconv.Atoi(text(base + "/cpu0/cache/index0/coherency_line_size"))
 	return c
-}
-
-// Affinity returns the CPUs that the calling thread may run on, which is what cpusets, taskset and the like have left.
-func Affinity() []int {
-	cpus, _ := sys.Affinity()
-	return cpus
 }

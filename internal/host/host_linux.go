@@ -5,9 +5,7 @@
 package host
 
 import (
-	"os"
 	"strconv"
-	"strings"
 
 	"github.com/pollux-go/pollux/internal/sys"
 )
@@ -69,23 +67,4 @@ func Nofile() Limit { return limit(sys.RLIMIT_NOFILE) }
 func limit(resource int) Limit {
 	soft, hard, errno := sys.Rlimit(resource)
 	return Limit{soft, hard, soft == sys.RLIM_INFINITY, hard == sys.RLIM_INFINITY, errno == 0}
-}
-
-// read returns a small file's text without the space around it, or "".
-func read(name string) string {
-	b, err := os.ReadFile(name)
-	if err != nil {
-		return ""
-	}
-	return strings.TrimSpace(string(b))
-}
-
-// field returns the value of a line "name: value" of a text.
-func field(text, name string) string {
-	for line := range strings.Lines(text) {
-		if key, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == name {
-			return strings.TrimSpace(value)
-		}
-	}
-	return ""
 }

@@ -5,6 +5,8 @@ import (
 	"os"
 	"strconv"
 	"strings"
+
+	"github.com/pollux-go/pollux/internal/sys"
 )
 
 // Siblings returns the CPUs that share a core with cpu, itself included; nothing where that cannot be read.
@@ -28,4 +30,10 @@ func Threads() (tids []int) {
 		}
 	}
 	return tids
+}
+
+// Affinity returns the CPUs that the calling thread may run on, which is what cpusets, taskset and the like have left.
+func Affinity() []int {
+	cpus, _ := sys.Affinity()
+	return cpus
 }

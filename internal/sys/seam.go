@@ -108,3 +108,12 @@ func faultBytes(h *Hook, op Op, fd int, p []byte) ([]byte, Errno) {
 	}
 	return p, f.Errno
 }
+
+// Injected asks the hook about a call that is not made here, because C makes it. It returns what the call is to fail with;
+// EINTR is the caller's to handle.
+func Injected(op Op, fd int) Errno {
+	if h := hook.Load(); h != nil {
+		return ask(h, op, fd).Errno
+	}
+	return 0
+}

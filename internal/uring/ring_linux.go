@@ -7,6 +7,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/pollux-go/pollux/cgo"
 	"github.com/pollux-go/pollux/internal/invariants"
 	"github.com/pollux-go/pollux/internal/sys"
 )
@@ -57,6 +58,7 @@ type Ring struct {
 
 	enters uint64
 	hold   bool // a wait keeps its P
+	spin   time.Duration
 }
 
 // entriesMin is as small as a ring is made when memory is short.
@@ -305,6 +307,17 @@ func (r *Ring) Entries() (sq, cq int) { return len(r.sqes), len(r.cqes) }
 // milliseconds at most then.
 func (r *Ring) Hold(on bool) { r.hold = on }
 
+// Spin says for how long an Enter that waits looks at the ring before it sleeps.
+func (r *Ring) Spin(d time.Duration) { r.spin = d }
+
+// spinMost is how long a wait with a timeout spins.
+func (r *Ring) spinMost(timeout time.Duration) time.Duration {
+	if timeout >= 0 {
+		return min(r.spin, timeout)
+	}
+	return r.spin
+}
+
 // Enters returns how many io_uring_enter calls were made.
 func (r *Ring) Enters() uint64 { return r.enters }
 
@@ -346,7 +359,15 @@ func (r *Ring) Enter(wait bool, timeout time.Duration) sys.Errno {
 		}
 	}
 	r.enters++
-	_, errno := sys.UringEnter(r.enterFD, r.Pending(), count, flags, arg, size, r.hold)
+	var errno sys.Errno
+	switch {
+	case !wait || r.spin == 0:
+		_, errno = sys.UringEnter(r.enterFD, r.Pending(), count, flags, arg, size, r.hold)
+	case r.hold:
+		errno = cgo.RingPolls(r.enterFD, r.Pending(), flags, arg, size, r.cqTail, r.head, r.sqFlags, r.spinMost(timeout), true)
+	default:
+		errno = cgo.RingWait(r.enterFD, r.Pending(), flags, arg, size, r.cqTail, r.head, r.sqFlags, r.spinMost(timeout))
+	}
 	switch errno {
 	case 0, sys.EINTR, sys.ETIME, sys.EAGAIN, sys.EBUSY:
 		// EBUSY and EAGAIN: completions must be taken first, which the caller does next. What was not submitted stays.

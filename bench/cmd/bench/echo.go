@@ -24,8 +24,8 @@ const echoNotShown = "a network (all is loopback, where the kernel does the rece
 	"more than the given server CPUs; requests that take time to answer; servers among other load. " +
 	"User and system time are divided up by the kernel's sampling, their sum is exact."
 
-// echo runs the echo scenario; busy says that the servers' processes have other things to do.
-func (b *bench) echo(ctx context.Context, busy bool) error {
+// echo runs the echo scenario or one that differs in what is asked of the servers only.
+func (b *bench) echo(ctx context.Context, scenario string) error {
 	o := b.o
 	figures := len(b.servers) * len(o.conns) * o.rounds
 	limit := 2*time.Duration(figures)*(o.warmup+o.duration) + time.Duration(figures+len(o.conns))*overhead
@@ -57,13 +57,16 @@ func (b *bench) echo(ctx context.Context, busy bool) error {
 		if g.Rate > 0 {
 			way = fmt.Sprintf("open loop at %s requests/s, latency from when a request was due", report.Count(g.Rate))
 		}
-		if busy {
+		if scenario == "busy" {
 			way += fmt.Sprintf("; beside the server %d goroutines compute and %d allocate", o.burn, o.churn)
 		}
 		b.heading(fmt.Sprintf("%d %s, %d bytes, %s", g.Conns, plural(g.Conns, "connection", "connections"), o.size, way))
 		table, sentences := g.Table(), g.Sentences()
-		if busy {
+		switch scenario {
+		case "busy":
 			table, sentences = g.LatencyTable(), nil
+		case "pingpong":
+			table, sentences = g.PingpongTable(spinning), nil
 		}
 		if err := b.table(table); err != nil {
 			return err

@@ -5,6 +5,7 @@
 //	go run ./cmd/bench echo             about eight minutes
 //	go run ./cmd/bench echo -share 0.5  latency at half of std's peak, open loop
 //	go run ./cmd/bench busy             latency in a process that computes all the time
+//	go run ./cmd/bench pingpong         latency of one connection, with and without a spin
 //	go run ./cmd/bench idle             memory per idle connection
 //	go run ./cmd/bench conns            more connections than RLIMIT_NOFILE allows
 //	go run ./cmd/bench list             the servers
@@ -27,13 +28,14 @@ import (
 
 const usage = `bench compares echo servers: pollux, Go's net, other event libraries, C.
 
-usage: bench [echo|busy|idle|conns|list] [flags]
+usage: bench [echo|busy|pingpong|idle|conns|list] [flags]
 
-  echo   requests/s, latency and CPU per request (the default)
-  busy   latency while the server's process computes or collects garbage
-  idle   memory per idle connection
-  conns  more connections in one process than RLIMIT_NOFILE allows, by direct descriptors
-  list   the servers there are
+  echo      requests/s, latency and CPU per request (the default)
+  busy      latency while the server's process computes or collects garbage
+  pingpong  latency of one connection, with servers that sleep and servers that spin
+  idle      memory per idle connection
+  conns     more connections in one process than RLIMIT_NOFILE allows, by direct descriptors
+  list      the servers there are
 
 bench SUBCOMMAND -h explains the flags.
 `
@@ -65,7 +67,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return nil
 	}
 	switch name {
-	case "echo", "busy", "idle":
+	case "echo", "busy", "pingpong", "idle":
 		o, err := parseOptions(ctx, name, args, stderr)
 		if err != nil {
 			return err
@@ -78,7 +80,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		if name == "idle" {
 			return b.idle(ctx)
 		}
-		return b.echo(ctx, name == "busy")
+		return b.echo(ctx, name)
 	case "conns":
 		return conns(ctx, args, stdout, stderr)
 	case connsClient:

@@ -79,6 +79,15 @@ With -server-cpu 0-1 and @POLLUX_CPUS=0@POLLUX_ISOLATE=on the loop has CPU 0 to 
 flags:
 `
 
+const pingpongUsage = `bench pingpong measures one connection with one request under way: nothing but the
+time from the client's send to the server's answer and back.
+
+Rows with a spin never sleep, or do so only after a while; they take a CPU all the
+time, and are compared with a loop in C that spins too. The rest is as in bench echo.
+
+flags:
+`
+
 // parseOptions reads the flags of the subcommand name.
 func parseOptions(ctx context.Context, name string, args []string, stderr io.Writer) (*options, error) {
 	o := &options{size: 64, pipeline: 1}
@@ -90,6 +99,8 @@ func parseOptions(ctx context.Context, name string, args []string, stderr io.Wri
 		text = idleUsage
 	case "busy":
 		text = busyUsage
+	case "pingpong":
+		text = pingpongUsage
 	}
 	f.Usage = func() {
 		fmt.Fprint(stderr, text)
@@ -140,11 +151,17 @@ func parseOptions(ctx context.Context, name string, args []string, stderr io.Wri
 	case set["servers"]:
 	case name == "busy":
 		servers = busyServers()
+	case name == "pingpong":
+		servers = pingpongServers()
 	default:
 		servers = defaultServers(ctx, quick)
 	}
-	if name == "busy" {
-		for _, preset := range [][2]string{{"conns", "16"}, {"rate", "5000"}, {"duration", "3s"}} {
+	presets := map[string][][2]string{
+		"busy":     {{"conns", "16"}, {"rate", "5000"}, {"duration", "3s"}},
+		"pingpong": {{"conns", "1"}, {"duration", "1s"}, {"rounds", "7"}},
+	}
+	if of := presets[name]; of != nil {
+		for _, preset := range of {
 			if !set[preset[0]] {
 				if err := f.Set(preset[0], preset[1]); err != nil {
 					return nil, err

@@ -122,6 +122,21 @@ func busyServers() string {
 	return strings.Join(list, ",")
 }
 
+// spinning is the row of pingpong that the others are compared with, beside the base: in C, and never asleep.
+const spinning = "c-epoll@SPIN=1"
+
+// pingpongServers is the list of a run of pingpong that is not told one.
+func pingpongServers() string {
+	list := []string{"std", "c-epoll", spinning}
+	for _, backend := range []string{"epoll", "io_uring"} {
+		list = append(list, "pollux@POLLUX_BACKEND="+backend,
+			"pollux@POLLUX_BACKEND="+backend+"@POLLUX_PROFILE=latency",
+			"pollux@POLLUX_BACKEND="+backend+"@POLLUX_PROFILE=latency@POLLUX_SPIN=1ms",
+			"pollux@POLLUX_BACKEND="+backend+"@POLLUX_HOT=never@POLLUX_SPIN=1ms")
+	}
+	return strings.Join(list, ",")
+}
+
 // header is the file that the program includes to use its library.
 func (p program) header() string { return "lib" + p.library + ".h" }
 

@@ -181,6 +181,18 @@ func (g EchoGroup) LatencyTable() Table {
 	return t
 }
 
+// PingpongTable lays the group out where latency is what counts, with a second server to compare it with.
+func (g EchoGroup) PingpongTable(second string) Table {
+	other := EchoGroup{Base: second, samples: g.samples}
+	other.sum()
+	t := Table{Header: []string{"server", "p50 µs", "p99 µs", "p99.9 µs", "CPU µs/req", "p50 ×" + g.Base, "p50 ×" + second, "CPU ×" + g.Base}}
+	for i, r := range g.Rows {
+		t.Rows = append(t.Rows, []string{r.Server, r.P50.Format(Micros), r.P99.Format(Micros), r.P999.Format(Micros), r.CPU.Format(Micros),
+			r.P50Ratio.Format(Ratio), other.Rows[i].P50Ratio.Format(Ratio), r.CPURatio.Format(Ratio)})
+	}
+	return t
+}
+
 // Sentences says what each row but the base's means, one sentence a row.
 func (g EchoGroup) Sentences() []string {
 	var out []string

@@ -158,8 +158,11 @@ int main(int argc, char **argv) {
 	printf("listening on %s\n", addr);
 	fflush(stdout);
 
+	// SPIN=1: it never sleeps.
+	const char *spin = getenv("SPIN");
+	int timeout = spin != NULL && strcmp(spin, "1") == 0 ? 0 : -1;
 	while (!stopped) {
-		int n = epoll_wait(epfd, events, EVENTS_MAX, -1);
+		int n = epoll_wait(epfd, events, EVENTS_MAX, timeout);
 		if (n < 0) {
 			if (errno == EINTR) continue;
 			die("epoll_wait");

@@ -1,0 +1,40 @@
+//go:build !cgo
+
+package cgo
+
+import (
+	"time"
+	"unsafe"
+
+	"github.com/pollux-go/pollux/internal/sys"
+)
+
+// Spins tells whether a cold wait can spin without holding a P. In Go it cannot.
+const Spins = false
+
+// EpollWait looks for events of an epoll set for at most spin, and then sleeps until there are some, for at most the timeout
+// if that is not below 0. The P serves others only during the sleep. A signal ends it early, with 0 events and no error. It
+// returns ENOSYS on kernels before 5.11. events must not be empty.
+func EpollWait(epfd int, events []sys.EpollEvent, spin, timeout time.Duration) (int, sys.Errno) {
+	if timeout >= 0 {
+		spin = min(spin, timeout)
+	}
+	if spin > 0 {
+		if n, errno := EpollPolls(epfd, events, spin); n != 0 || errno != 0 {
+			return n, errno
+		}
+		if timeout >= 0 {
+			timeout -= spin
+		}
+	}
+	return sys.EpollWait(epfd, events, timeout, false)
+}
+
+// RingWait submits n entries of an io_uring and waits for a completion: it looks at the ring's memory for at most spin, at no
+// system call, and then sleeps as [sys.UringEnter] does. The P serves others only during the sleep. tail and flags are in
+// the ring's mapped memory, head is what was reaped. EINTR is returned.
+//
+// SAFETY: arg is alive and in place during the call.
+func RingWait(fd int, n, enter uint32, arg unsafe.Pointer, size uintptr, tail *uint32, head uint32, flags *uint32, spin time.Duration) sys.Errno {
+	return RingPolls(fd, n, enter, arg, size, tail, head, flags, spin, false)
+}
