@@ -6,6 +6,7 @@
 //	go run ./cmd/bench echo -share 0.5  latency at half of std's peak, open loop
 //	go run ./cmd/bench busy             latency in a process that computes all the time
 //	go run ./cmd/bench pingpong         latency of one connection, with and without a spin
+//	go run ./cmd/bench handover         from a handler to the goroutine that it sends to
 //	go run ./cmd/bench idle             memory per idle connection
 //	go run ./cmd/bench conns            more connections than RLIMIT_NOFILE allows
 //	go run ./cmd/bench list             the servers
@@ -28,11 +29,12 @@ import (
 
 const usage = `bench compares echo servers: pollux, Go's net, other event libraries, C.
 
-usage: bench [echo|busy|pingpong|idle|conns|list] [flags]
+usage: bench [echo|busy|pingpong|handover|idle|conns|list] [flags]
 
   echo      requests/s, latency and CPU per request (the default)
   busy      latency while the server's process computes or collects garbage
   pingpong  latency of one connection, with servers that sleep and servers that spin
+  handover  from a handler to the goroutine that it sends to
   idle      memory per idle connection
   conns     more connections in one process than RLIMIT_NOFILE allows, by direct descriptors
   list      the servers there are
@@ -67,7 +69,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return nil
 	}
 	switch name {
-	case "echo", "busy", "pingpong", "idle":
+	case "echo", "busy", "pingpong", "handover", "idle":
 		o, err := parseOptions(ctx, name, args, stderr)
 		if err != nil {
 			return err
@@ -77,8 +79,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			return err
 		}
 		defer b.close()
-		if name == "idle" {
+		switch name {
+		case "idle":
 			return b.idle(ctx)
+		case "handover":
+			return b.handover(ctx)
 		}
 		return b.echo(ctx, name)
 	case "conns":

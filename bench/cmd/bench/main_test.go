@@ -89,6 +89,29 @@ func TestEchoOpenLoop(t *testing.T) {
 	}
 }
 
+// The scenarios that differ from echo in their servers and tables.
+func TestScenarios(t *testing.T) {
+	for _, test := range []struct {
+		args []string
+		want []string
+	}{
+		{[]string{"busy", "-servers", "std,pollux@POLLUX_PROFILE=latency", "-churn", "1"},
+			[]string{"2 goroutines compute and 1 allocate", "p99.9 ×std", "std ", "pollux@POLLUX_PROFILE=latency"}},
+		{[]string{"pingpong", "-servers", "std,pollux@POLLUX_SPIN=1ms"}, []string{"1 connection, 64 bytes", "p50 ×c-epoll@SPIN=1", "pollux@POLLUX_SPIN=1ms"}},
+		{[]string{"handover", "-servers", "handover-std,handover-pollux"}, []string{"16 connections, open loop at 20,000", "2 goroutines compute", "handover-pollux", "p99 ×handover-std"}},
+	} {
+		out, progress, err := runArgs(t, append(append(test.args, "-rounds", "1", "-duration", "50ms", "-warmup", "10ms"), unpinned...)...)
+		if err != nil {
+			t.Errorf("%q: %v\n%s\n%s", test.args, err, progress, out)
+		}
+		for _, want := range test.want {
+			if !strings.Contains(out, want) {
+				t.Errorf("%q: the output has no %q:\n%s", test.args, want, out)
+			}
+		}
+	}
+}
+
 func TestIdle(t *testing.T) {
 	out, progress, err := runArgs(t, append([]string{"idle", "-servers", "std", "-rounds", "1", "-conns", "300"}, unpinned...)...)
 	if err != nil {
@@ -165,7 +188,9 @@ func TestQuickLeavesWhatIsSet(t *testing.T) {
 }
 
 func TestDefaultServers(t *testing.T) {
-	without := strings.Join(slices.DeleteFunc(programNames(), func(name string) bool { return name == "c-uring" }), ",")
+	without := strings.Join(slices.DeleteFunc(programNames(), func(name string) bool {
+		return name == "c-uring" || strings.HasPrefix(name, "handover-")
+	}), ",")
 	if got := defaultServers(t.Context(), true); got != without {
 		t.Errorf("a quick run has %s, want %s", got, without)
 	}

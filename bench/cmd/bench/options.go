@@ -88,6 +88,13 @@ time, and are compared with a loop in C that spins too. The rest is as in bench 
 flags:
 `
 
+const handoverUsage = `bench handover measures how long an ordinary goroutine takes to run when a handler
+sends to a channel that it waits on: with the server's loop idle and busy, and
+without and with goroutines that compute. The servers measure it themselves.
+
+flags:
+`
+
 // parseOptions reads the flags of the subcommand name.
 func parseOptions(ctx context.Context, name string, args []string, stderr io.Writer) (*options, error) {
 	o := &options{size: 64, pipeline: 1}
@@ -101,6 +108,8 @@ func parseOptions(ctx context.Context, name string, args []string, stderr io.Wri
 		text = busyUsage
 	case "pingpong":
 		text = pingpongUsage
+	case "handover":
+		text = handoverUsage
 	}
 	f.Usage = func() {
 		fmt.Fprint(stderr, text)
@@ -153,11 +162,14 @@ func parseOptions(ctx context.Context, name string, args []string, stderr io.Wri
 		servers = busyServers()
 	case name == "pingpong":
 		servers = pingpongServers()
+	case name == "handover":
+		servers = handoverServers()
 	default:
 		servers = defaultServers(ctx, quick)
 	}
 	presets := map[string][][2]string{
 		"busy":     {{"conns", "16"}, {"rate", "5000"}, {"duration", "3s"}},
+		"handover": {{"base", handoverBase}, {"duration", "2s"}},
 		"pingpong": {{"conns", "1"}, {"duration", "1s"}, {"rounds", "7"}},
 	}
 	if of := presets[name]; of != nil {

@@ -29,6 +29,7 @@ type program struct {
 	library  string // What it is linked with: -lNAME, and its header is NAME.h with lib before.
 	oneLoop  bool   // -loops above 1 is refused.
 	blocking bool   // Takes -deadline and -buffer.
+	handover bool   // For the handover scenario only.
 }
 
 // programs is every server there is, in the order of the tables.
@@ -42,6 +43,8 @@ var programs = []program{
 	{name: "evio", about: "tidwall/evio, event loops"},
 	{name: "pollux", about: "pollux, event API"},
 	{name: "pollux-net", about: "pollux, net API: the program of std on pollux.Listen", blocking: true},
+	{name: "handover-std", about: "bench handover: std, another goroutine answers", handover: true},
+	{name: "handover-pollux", about: "bench handover: pollux, event API, an ordinary goroutine answers", handover: true},
 }
 
 // contender is a program with the environment it is to run in.
@@ -92,6 +95,7 @@ func defaultServers(ctx context.Context, quick bool) string {
 	var list []string
 	for _, p := range programs {
 		switch {
+		case p.handover:
 		case p.name == "pollux" && !quick:
 			list = append(list, p.name+"@POLLUX_BACKEND=epoll", p.name+"@POLLUX_BACKEND=io_uring")
 		case p.library == "" || !quick && p.hasHeader(ctx):
@@ -107,7 +111,7 @@ func busyServers() string {
 	var list []string
 	for _, p := range programs {
 		switch {
-		case p.c:
+		case p.c || p.handover:
 		case p.name == "pollux":
 			for _, backend := range []string{"epoll", "io_uring"} {
 				list = append(list, "pollux@POLLUX_BACKEND="+backend,
@@ -136,6 +140,17 @@ func pingpongServers() string {
 	}
 	return strings.Join(list, ",")
 }
+
+// handoverServers is the list of a run of handover that is not told one.
+func handoverServers() string {
+	list := []string{handoverBase}
+	for _, backend := range []string{"epoll", "io_uring"} {
+		list = append(list, "handover-pollux@POLLUX_BACKEND="+backend, "handover-pollux@POLLUX_BACKEND="+backend+"@POLLUX_PROFILE=latency")
+	}
+	return strings.Join(list, ",")
+}
+
+const handoverBase = "handover-std"
 
 // header is the file that the program includes to use its library.
 func (p program) header() string { return "lib" + p.library + ".h" }
@@ -228,6 +243,7 @@ const (
 type child struct {
 	cmd    *exec.Cmd
 	addr   string
+	stdout *head // after the line that says it is ready
 	stderr *head
 	ended  chan struct{} // Closed when the process has ended; err is set then.
 	err    error
@@ -254,7 +270,7 @@ func (c contender) start(ctx context.Context, l *proc.Launcher, o *options) (*ch
 	if o.gomaxprocs > 0 {
 		cmd.Env = append(cmd.Env, "GOMAXPROCS="+strconv.Itoa(o.gomaxprocs))
 	}
-	s := &child{cmd: cmd, addr: addr, stderr: &head{}, ended: make(chan struct{})}
+	s := &child{cmd: cmd, addr: addr, stdout: &head{}, stderr: &head{}, ended: make(chan struct{})}
 	cmd.Stderr = s.stderr
 	cmd.WaitDelay = time.Second
 	stdout, err := cmd.StdoutPipe()
@@ -275,7 +291,7 @@ func (c contender) start(ctx context.Context, l *proc.Launcher, o *options) (*ch
 				break
 			}
 		}
-		_, _ = io.Copy(io.Discard, r)
+		_, _ = io.Copy(s.stdout, r)
 		s.err = cmd.Wait()
 		close(s.ended)
 	}()

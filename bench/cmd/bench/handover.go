@@ -1,0 +1,105 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/pollux-go/pollux/bench/internal/load"
+	"github.com/pollux-go/pollux/bench/internal/report"
+)
+
+// handoverCase is a table of the handover scenario.
+type handoverCase struct {
+	conns int
+	rate  float64
+	burn  int
+}
+
+// handoverCases: the loop idle and busy, and goroutines that compute, or not.
+var handoverCases = []handoverCase{{1, 1000, 0}, {16, 20_000, 0}, {1, 1000, 2}, {16, 20_000, 2}}
+
+const handoverNotShown = "the way from the client to the handler and back: bench echo and busy show that."
+
+// handover runs the handover scenario.
+func (b *bench) handover(ctx context.Context) error {
+	o := b.o
+	figures := len(b.servers) * len(handoverCases) * o.rounds
+	limit := 2*time.Duration(figures)*(o.warmup+o.duration) + time.Duration(figures)*overhead
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done after %v", limit))
+	defer cancel()
+
+	var groups [][]report.HandoverSample
+	for _, hc := range handoverCases {
+		groups = append(groups, b.handoverRounds(ctx, hc))
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	b.printMachine(fmt.Sprintf("%d %s of %v after %v of warm-up, servers in turn; median (min–max)",
+		o.rounds, plural(o.rounds, "round", "rounds"), o.duration, o.warmup))
+	for i, samples := range groups {
+		hc := handoverCases[i]
+		b.heading(fmt.Sprintf("from a handler's send on a channel to the goroutine that waits: %d %s, open loop at %s requests/s, %d goroutines compute",
+			hc.conns, plural(hc.conns, "connection", "connections"), report.Count(hc.rate), hc.burn))
+		if err := b.table(report.HandoverTable(samples, o.base)); err != nil {
+			return err
+		}
+	}
+	return b.finish(ctx, handoverNotShown, groups)
+}
+
+func (b *bench) handoverRounds(ctx context.Context, hc handoverCase) []report.HandoverSample {
+	var samples []report.HandoverSample
+	out := map[string]bool{}
+	for round := 1; round <= b.o.rounds; round++ {
+		for _, c := range b.servers {
+			if out[c.label] {
+				continue
+			}
+			s, err := b.measureHandover(ctx, c, hc)
+			if ctx.Err() != nil {
+				return samples
+			}
+			if err != nil {
+				out[c.label] = true
+				samples = slices.DeleteFunc(samples, func(s report.HandoverSample) bool { return s.Server == c.label })
+				b.fail(c.label, fmt.Sprintf("round %d", round), err)
+				continue
+			}
+			s.Round = round
+			samples = append(samples, s)
+			fmt.Fprintf(b.progress, "%d conns, %d compute, round %d/%d: %s p50 %s, p99 %s µs\n", hc.conns, hc.burn, round, b.o.rounds,
+				c.label, report.Micros(s.P50), report.Micros(s.P99))
+		}
+	}
+	return samples
+}
+
+// measureHandover drives one server and reads what it has measured itself.
+func (b *bench) measureHandover(ctx context.Context, c contender, hc handoverCase) (report.HandoverSample, error) {
+	o := *b.o
+	o.burn = hc.burn
+	sample := report.HandoverSample{Server: c.label}
+	s, err := c.start(ctx, b.launcher, &o)
+	if err != nil {
+		return sample, startError{err}
+	}
+	_, err = load.Run(ctx, load.Config{
+		Addr: s.addr, Conns: hc.conns, Rate: hc.rate, Size: o.size, Pipeline: 1, Warmup: o.warmup, Duration: o.duration, Spin: b.spin,
+	})
+	s.stop()
+	if err != nil {
+		return sample, fmt.Errorf("%w: %s", err, s.said())
+	}
+	var nanos [4]float64
+	for line := range strings.Lines(s.stdout.String()) {
+		if _, err := fmt.Sscanf(line, "handover %d %g %g %g %g", &sample.Count, &nanos[0], &nanos[1], &nanos[2], &nanos[3]); err == nil {
+			sample.P50, sample.P99, sample.P999, sample.Max = nanos[0]/1e3, nanos[1]/1e3, nanos[2]/1e3, nanos[3]/1e3
+			return sample, nil
+		}
+	}
+	return sample, fmt.Errorf("the server ended (%v) without its figures: %s", s.err, s.said())
+}
