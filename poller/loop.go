@@ -2,9 +2,10 @@ package poller
 
 import (
 	"fmt"
-	"runtime"
 	"sync/atomic"
 	"time"
+
+	"github.com/pollux-go/pollux/internal/sys"
 )
 
 // A Sink gets what a [Loop] finds. Its methods run on the loop's goroutine.
@@ -34,7 +35,9 @@ type Loop struct {
 
 	timers  timers
 	now     int64 // the instant of this turn; 0: not asked for yet
-	yielded int64 // the instant at which it last went through the scheduler
+	renewed int64 // the instant at which its time slice last began
+	slice   slice
+	empty   bool // nobody waited for the P when the turn began
 
 	holder Holder        // the backend, if it can hold the P
 	hot    time.Duration // see Heat
@@ -81,8 +84,13 @@ func (l *Loop) Backend() Backend { return l.backend }
 
 // Run runs the loop until Stop. It returns an error only if the backend fails.
 func (l *Loop) Run() error {
+	l.slice.open()
+	defer l.slice.close()
 	more, busy := false, true
 	for !l.stopped.Load() {
+		if busy {
+			l.handOver()
+		}
 		timeout := l.timeout(more)
 		if timeout != 0 {
 			timeout = l.temper(timeout, busy)
@@ -96,6 +104,7 @@ func (l *Loop) Run() error {
 			l.Stop()
 			return fmt.Errorf("wait for events: %w", err)
 		}
+		l.empty = sys.QueueEmpty()
 		l.now = 0
 		l.sink.Ready(l.events[:n])
 		busy = n > 0
@@ -104,20 +113,25 @@ func (l *Loop) Run() error {
 			busy = true
 		}
 		more = false
-		if _, ok := l.timers.next(); ok {
+		if at, ok := l.timers.next(); ok {
+			busy = busy || at <= l.Now()
 			more = l.fire()
 		}
 		more = l.sink.EndTurn() || more
+		busy = busy || more
 	}
 	return nil
 }
 
-// yieldPeriod is how often a cold loop goes through the scheduler before it waits.
-//
-// The runtime's monitor takes the P from a goroutine in a system call at once, and goes on looking every 20 us, when
-// the goroutine has not been scheduled for 10 ms (retake in runtime/proc.go): it counts the time as one long run. A
-// loop that never parks would be such a goroutine for ever, and pay for each wait with a futex call and the monitor's wake-ups.
-const yieldPeriod = int64(4 * time.Millisecond)
+// handOver lets the goroutines run that this turn has made ready, if they wait for this P. Where the queue was not known to be
+// empty before the turn, the other Ps are idle, most likely, and take them; or goroutines that compute wait here too, which
+// the loop must not wait for.
+func (l *Loop) handOver() {
+	if l.empty && !sys.QueueEmpty() {
+		l.renewed = Nanotime()
+		l.slice.yield()
+	}
+}
 
 // holdMost is how long one hot wait is at most: stopping the world may have to wait for it where signals do not preempt
 // goroutines (GODEBUG=asyncpreemptoff=1).
@@ -147,9 +161,9 @@ func (l *Loop) temper(timeout time.Duration, busy bool) time.Duration {
 		}
 	}
 	if !hot {
-		if now-l.yielded >= yieldPeriod {
-			l.yielded = now
-			runtime.Gosched()
+		if now-l.renewed >= renewPeriod {
+			l.renewed = now
+			l.slice.renew()
 		}
 		return timeout
 	}

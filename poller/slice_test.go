@@ -1,0 +1,95 @@
+package poller_test
+
+import (
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/pollux-go/pollux/internal/testutil"
+	"github.com/pollux-go/pollux/poller"
+)
+
+// turns is a backend that has one event each time, and lets look at what has happened before it is asked for the next one.
+type turns struct {
+	left  int
+	asked func()
+	loop  *poller.Loop
+}
+
+func (b *turns) Wait(events []poller.Event, _ time.Duration) (int, error) {
+	b.asked()
+	if b.left--; b.left < 0 {
+		b.loop.Stop()
+		return 0, nil
+	}
+	events[0] = poller.Event{Token: 1}
+	return 1, nil
+}
+
+func (*turns) Add(int, poller.Token) error { return nil }
+func (*turns) Remove(int) error            { return nil }
+func (*turns) Break() error                { return nil }
+func (*turns) Close() error                { return nil }
+func (*turns) Name() string                { return "turns" }
+
+// TestHandOver has each turn make a goroutine ready while others keep every other P busy. It runs before the loop waits
+// again, on the loop's own P: nobody else has time for it but by chance.
+func TestHandOver(t *testing.T) {
+	if runtime.NumCPU() == 1 {
+		t.Skip("on one CPU nobody knows whether a goroutine waits")
+	}
+	testutil.CheckLeaks(t)
+	const procs, rounds = 3, 200
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(procs))
+	var stop atomic.Bool
+	wake, ran := make(chan struct{}), atomic.Int64{}
+	go func() {
+		for range wake {
+			ran.Add(1)
+		}
+	}()
+	defer close(wake)
+	wake <- struct{}{} // It runs, and will wait.
+	var computing sync.WaitGroup
+	for range procs - 1 {
+		computing.Add(1)
+		go func() {
+			computing.Done()
+			for !stop.Load() {
+			}
+		}()
+	}
+	defer stop.Store(true)
+	computing.Wait()
+
+	woken, late := int64(1), 0
+	b := &turns{left: rounds, asked: func() {
+		// A P that was idle may be about to run it, which takes a moment.
+		for end := time.Now().Add(500 * time.Microsecond); ran.Load() < woken && time.Now().Before(end); {
+		}
+		if ran.Load() < woken {
+			late++
+		}
+	}}
+	b.loop = poller.NewLoop(b, &sink{onReady: func(poller.Event) {
+		select {
+		case wake <- struct{}{}:
+			woken++
+		default: // It runs still, on another P.
+		}
+	}})
+	ended := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		ended <- b.loop.Run()
+	}()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	// Now and then one of the others is between two goroutines when the loop looks, and has time.
+	if !raceEnabled && (late > rounds/4 || woken < rounds/2) {
+		t.Errorf("of %d goroutines that were made ready, %d had not run when the loop waited again", woken, late)
+	}
+}
