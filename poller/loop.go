@@ -39,6 +39,9 @@ type Loop struct {
 	slice   slice
 	empty   bool // nobody waited for the P when the turn began
 
+	counters counters
+	begun    int64 // the instant at which the last wait was over
+
 	holder Holder        // the backend, if it can hold the P
 	hot    time.Duration // see Heat
 	isHot  bool
@@ -47,7 +50,7 @@ type Loop struct {
 	spin     time.Duration // see Spin
 	adaptive bool
 	budget   time.Duration // what the backend was told
-	waited   int64         // the instant at which the last wait that might sleep began; 0: it was none
+	waited   int64         // the instant at which the last wait that might sleep began; 0: it could not
 	gap      int64         // how long those took lately, a moving average in nanoseconds
 }
 
@@ -97,9 +100,7 @@ func (l *Loop) Run() error {
 		}
 		n, err := l.backend.Wait(l.events, timeout)
 		l.mailbox.unpark()
-		if l.waited != 0 {
-			l.learn()
-		}
+		l.count(n)
 		if err != nil {
 			l.Stop()
 			return fmt.Errorf("wait for events: %w", err)
@@ -108,10 +109,13 @@ func (l *Loop) Run() error {
 		l.now = 0
 		l.sink.Ready(l.events[:n])
 		busy = n > 0
+		posts := uint64(0)
 		for letter := l.mailbox.take(); letter != nil; letter = letter.next {
 			letter.run()
-			busy = true
+			posts++
 		}
+		l.counters.posts.add(posts)
+		busy = busy || posts > 0
 		more = false
 		if at, ok := l.timers.next(); ok {
 			busy = busy || at <= l.Now()
@@ -129,6 +133,7 @@ func (l *Loop) Run() error {
 func (l *Loop) handOver() {
 	if l.empty && !sys.QueueEmpty() {
 		l.renewed = Nanotime()
+		l.counters.handOvers.add(1)
 		l.slice.yield()
 	}
 }
@@ -141,6 +146,7 @@ const holdMost = 4 * time.Millisecond
 // to do.
 func (l *Loop) temper(timeout time.Duration, busy bool) time.Duration {
 	now := Nanotime()
+	l.waited = now
 	if busy {
 		l.worked = now
 	}
@@ -150,7 +156,6 @@ func (l *Loop) temper(timeout time.Duration, busy bool) time.Duration {
 		l.holder.Hold(hot)
 	}
 	if l.spin > 0 {
-		l.waited = now
 		budget := l.spin
 		if l.adaptive && l.gap > int64(l.spin) {
 			budget = 0
@@ -161,12 +166,15 @@ func (l *Loop) temper(timeout time.Duration, busy bool) time.Duration {
 		}
 	}
 	if !hot {
+		l.counters.cold.add(1)
 		if now-l.renewed >= renewPeriod {
 			l.renewed = now
+			l.counters.renewals.add(1)
 			l.slice.renew()
 		}
 		return timeout
 	}
+	l.counters.hot.add(1)
 	most := min(holdMost, l.hot)
 	if timeout < 0 || timeout > most {
 		return most
@@ -181,10 +189,32 @@ const (
 	gapMost   = 4 // times the spin
 )
 
-// learn notes how long a wait has taken.
-func (l *Loop) learn() {
-	gap := min(Nanotime()-l.waited, gapMost*int64(l.spin))
-	l.gap += (gap - l.gap) / gapWeight
+// count notes what a wait has brought, and how long it has taken.
+func (l *Loop) count(n int) {
+	c := &l.counters
+	c.turns.add(1)
+	c.events.add(uint64(n))
+	if l.waited == 0 {
+		return // It could not sleep: the turn before goes on.
+	}
+	now := Nanotime()
+	if l.begun != 0 {
+		c.turn(l.waited - l.begun)
+	}
+	l.begun = now
+	if n == 0 {
+		c.timeouts.add(1)
+	}
+	if l.budget > 0 {
+		c.spins.add(1)
+		if now-l.waited <= int64(l.budget) {
+			c.spinHits.add(1)
+		}
+	}
+	if l.adaptive {
+		gap := min(now-l.waited, gapMost*int64(l.spin))
+		l.gap += (gap - l.gap) / gapWeight
+	}
 	l.waited = 0
 }
 
@@ -213,6 +243,7 @@ func (l *Loop) fire() (more bool) {
 		if !ok {
 			return false
 		}
+		l.counters.timers.add(1)
 		l.sink.Due(token)
 	}
 	return true
@@ -237,6 +268,7 @@ func (l *Loop) Post(run func()) error {
 		return ErrClosed
 	}
 	wake, err := l.mailbox.post(run)
+	l.counters.woken(wake)
 	if wake {
 		_ = l.backend.Break()
 	}
@@ -246,6 +278,7 @@ func (l *Loop) Post(run func()) error {
 // PostAlways is Post without the bound, for callers that have one themselves, as one post a connection.
 func (l *Loop) PostAlways(run func()) error {
 	wake, err := l.mailbox.postAlways(run)
+	l.counters.woken(wake)
 	if wake {
 		_ = l.backend.Break()
 	}
