@@ -17,6 +17,7 @@ const (
 	OpEpollWait
 	OpEventfd
 	OpFcntl
+	OpFutex
 	OpGetpeername
 	OpGetsockname
 	OpGetsockopt
@@ -44,8 +45,9 @@ const Ops = int(opCount)
 
 var opNames = [opCount]string{
 	"accept4", "bind", "chmod", "close", "connect", "epoll_create1", "epoll_ctl", "epoll_wait", "eventfd2", "fcntl",
-	"getpeername", "getsockname", "getsockopt", "listen", "lstat", "mmap", "read", "recvfrom", "sched_setaffinity", "sched_setattr",
-	"sendto", "setsockopt", "shutdown", "socket", "unlink", "io_uring_enter", "io_uring_register", "io_uring_setup", "write",
+	"futex", "getpeername", "getsockname", "getsockopt", "listen", "lstat", "mmap", "read", "recvfrom", "sched_setaffinity",
+	"sched_setattr", "sendto", "setsockopt", "shutdown", "socket", "unlink", "io_uring_enter", "io_uring_register",
+	"io_uring_setup", "write",
 }
 
 // String returns the kernel's name of the call, as os.SyscallError wants it.

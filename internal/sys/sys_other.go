@@ -135,6 +135,12 @@ func EpollWaitMillis(int, []EpollEvent, time.Duration, bool) (int, Errno) { retu
 // Eventfd answers ENOSYS.
 func Eventfd() (int, Errno) { return -1, ENOSYS }
 
+// FutexWait answers ENOSYS.
+func FutexWait(*uint32, uint32, time.Duration) Errno { return ENOSYS }
+
+// FutexWake answers ENOSYS.
+func FutexWake(*uint32, int) (int, Errno) { return 0, ENOSYS }
+
 // Socket answers ENOSYS.
 func Socket(int) (int, Errno) { return -1, ENOSYS }
 
