@@ -122,7 +122,7 @@ func TestOtherSystems(t *testing.T) {
 	for _, system := range []string{"darwin", "windows"} {
 		t.Run(system, func(t *testing.T) {
 			for _, args := range [][]string{{"build"}, {"vet"}} {
-				cmd := exec.Command("go", append(args, ".", "./poller", "./internal/sys")...)
+				cmd := exec.Command("go", append(args, ".", "./poller", "./scheduler", "./internal/sys")...)
 				cmd.Env = append(os.Environ(), "GOOS="+system, "GOARCH=amd64", "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false")
 				if out, err := cmd.CombinedOutput(); err != nil {
 					t.Errorf("go %s: %v\n%s", args[0], err, out)

@@ -1,0 +1,4 @@
+package scheduler
+
+// channelBells: workers sleep in futexes.
+const channelBells = false
