@@ -5,6 +5,7 @@ go 1.26.0
 replace github.com/pollux-go/pollux => ../
 
 require (
+	github.com/anishathalye/porcupine v1.0.3
 	github.com/pollux-go/pollux v0.0.0-00010101000000-000000000000
 	golang.org/x/net v0.62.0
 	pgregory.net/rapid v1.2.0
