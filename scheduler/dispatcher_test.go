@@ -165,7 +165,7 @@ func TestExactlyOnce(t *testing.T) {
 		for _, c := range []struct{ sources, submitters, capacity, workers, parallel int }{{1, 0, 2, 1, 1}, {2, 2, 4, 8, 2}, {2, 1, 256, 4, 1}} {
 			t.Run(fmt.Sprintf("sources=%d/capacity=%d/workers=%d", c.sources, c.capacity, c.workers), func(t *testing.T) {
 				testutil.CheckLeaks(t)
-				each := many() / 6 / (c.sources + c.submitters)
+				each := many() / 10 / (c.sources + c.submitters)
 				n := each * (c.sources + c.submitters)
 				y := newTally(t, n)
 				d := startOn(t, Config{
@@ -376,7 +376,7 @@ func TestGrows(t *testing.T) {
 
 // TestDoesNotGrowWhileItMoves has more work than one worker does, in items that are short: no other is started.
 func TestDoesNotGrowWhileItMoves(t *testing.T) {
-	n := many() / 5
+	n := many() / 20
 	var ran atomic.Int64
 	d := start(t, Config{Run: func(int, Item) { ran.Add(1) }, Sources: 1, Capacity: 2, Injector: 2, Workers: 2})
 	s := d.Source(0)
