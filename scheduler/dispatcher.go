@@ -86,8 +86,8 @@ func (c *Config) check() error {
 // the waker finds the sleeper or the sleeper finds the item. The waker that returns at W1 relies on a duty: who gives up
 // the search looks at all queues after that, and if anything waits, does as a waker does. A worker that has found an item
 // does so before it runs it; one that has not, at P3, where it wakes another once it has an item again; a waker that
-// found nobody to claim, at once. That look comes after the push, which saw the search taken. P2 comes after P1, so that
-// a waker that passes W1 because of P2 finds the worker. A search always ends: it is one walk through the queues.
+// found nobody to claim, at once. That look comes after the push, which came before the search was seen taken. A search
+// always ends: it is one walk through the queues.
 //
 // A thief that has moved items to its own queue does as a waker does, too: for a moment the items were in no queue, and
 // another may have looked then.

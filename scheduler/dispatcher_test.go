@@ -414,32 +414,30 @@ func TestStealsFromWorker(t *testing.T) {
 	close(release)
 }
 
-// TestNoStarvation has a source, the nearest, that never gets empty, and one worker.
+// TestNoStarvation has a source, the nearest, that never gets empty, and one worker, which must get to the others all the
+// same.
 func TestNoStarvation(t *testing.T) {
-	var others atomic.Int64
+	const each = 3
 	d := start(t, Config{
-		Run: func(_ int, item Item) {
-			if item > 1 {
-				others.Add(1)
-			}
-		},
+		Run:     func(int, Item) {},
 		Order:   func(_, source int) int { return source },
 		Sources: 3, Capacity: 4, Workers: 1,
 	})
-	const each = 3
+	w := newWorker(d, 0)
 	for i := range each {
 		d.Source(1).Push(Item(10 + i))
 		d.Source(2).Push(Item(20 + i))
 		d.Submit(Item(30 + i))
 	}
-	deadline := time.Now().Add(testutil.Patience)
-	for s := d.Source(0); others.Load() < 3*each; {
-		for s.Len() < 4 {
+	for taken, others := 0, 0; others < 3*each; taken++ {
+		for s := d.Source(0); s.Len() < 4; {
 			s.Push(1)
 		}
-		d.Wake()
-		if time.Now().After(deadline) {
-			t.Fatalf("%d of %d others have run: %+v", others.Load(), 3*each, d.Stats())
+		if item, _, _ := w.take(); item > 1 {
+			others++
+		}
+		if most := fairEvery * 4 * each; taken > most {
+			t.Fatalf("%d items were taken, of the others %d of %d", taken, others, 3*each)
 		}
 	}
 }
@@ -569,6 +567,85 @@ func TestCloseDuringPush(t *testing.T) {
 	}
 	d.Wake()
 	if got := d.Stats(); got.Started != 0 {
+		t.Errorf("%+v", got)
+	}
+}
+
+// TestClosePushRace has nothing but pushes while the dispatcher is closed, many times: a push that has seen it open and
+// comes after the drain must be refused.
+func TestClosePushRace(t *testing.T) {
+	for round := range many() / 100 {
+		d, err := New(Config{Run: func(int, Item) {}, Sources: 1, Capacity: 256, Injector: 256, Workers: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var accepted atomic.Int64
+		var all sync.WaitGroup
+		var going atomic.Int32
+		for i, push := range []func(Item) bool{d.Source(0).Push, d.Submit} {
+			all.Go(func() {
+				for going.Add(1); i < 255 && push(1); i++ {
+					accepted.Add(1)
+				}
+			})
+		}
+		for going.Load() < int32(1+round%2) {
+			runtime.Gosched()
+		}
+		left := end(t, d)
+		all.Wait()
+		if int64(len(left)) != accepted.Load() {
+			t.Fatalf("round %d: %d items were accepted, %d are left", round, accepted.Load(), len(left))
+		}
+	}
+}
+
+// TestNoStartAfterClose has a worker with an item in its hand when the dispatcher is closed: the item goes to Close.
+func TestNoStartAfterClose(t *testing.T) {
+	d := start(t, Config{Run: func(int, Item) { t.Error("an item was started") }, Workers: 1})
+	w := newWorker(d, 0)
+	d.workers[0].Store(w)
+	w.alive.Store(true)
+	d.goroutines = 1
+	closed := make(chan []Item)
+	go func() {
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel() // Even so it waits for a worker that is between two items.
+		left, err := d.Close(ctx)
+		if err != nil {
+			t.Error(err)
+		}
+		closed <- left
+	}()
+	eventually(t, "the worker is told", func() bool { return w.state.Load()&workerShut != 0 })
+	select {
+	case <-closed:
+		t.Fatal("Close has returned without the item that a worker has")
+	case <-time.After(5 * time.Millisecond):
+	}
+	if w.runItem(1) {
+		t.Error("the worker goes on")
+	}
+	d.mu.Lock()
+	d.bury(w)
+	d.leave()
+	d.mu.Unlock()
+	if left := <-closed; !slices.Equal(left, []Item{1}) {
+		t.Errorf("%v are left", left)
+	}
+	d.live.Store(0)
+}
+
+// TestStartsOne has wakers that have seen fewer workers than there are by now: they start none.
+func TestStartsOne(t *testing.T) {
+	d := start(t, Config{Run: func(int, Item) {}, Workers: 2})
+	if !d.startSearching(0) || d.startSearching(0) {
+		t.Error("not exactly one worker was started in place of none")
+	}
+	if !d.startSearching(1) || d.startSearching(1) || d.startSearching(0) {
+		t.Error("not exactly one worker was started beside one")
+	}
+	if got := d.Stats(); got.Started != 2 || got.Workers != 2 {
 		t.Errorf("%+v", got)
 	}
 }

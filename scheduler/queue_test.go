@@ -371,6 +371,29 @@ func TestInjectorExactlyOnce(t *testing.T) {
 	}
 }
 
+// TestInjectorIsExact has each goroutine push one item and pop one, again and again: there is always one to pop, and
+// always room. An injector that takes somebody's being in the middle of something for full or empty is found out.
+func TestInjectorIsExact(t *testing.T) {
+	const goroutines = 4
+	j := newInjectorAt(goroutines, math.MaxUint64-1000)
+	var all sync.WaitGroup
+	for range goroutines {
+		all.Go(func() {
+			for i := range many() / 4 {
+				if !j.Push(1) {
+					t.Errorf("round %d: the injector is full with less than %d items in it", i, goroutines)
+					return
+				}
+				if _, ok := j.Pop(); !ok {
+					t.Errorf("round %d: the injector is empty, and what was pushed was not popped", i)
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+}
+
 // TestInjectorWaitsForProducer stops a producer between its claim and its stores: another's item behind it was pushed, so
 // Pop must not say that there is none, and must not take it first.
 func TestInjectorWaitsForProducer(t *testing.T) {
