@@ -84,6 +84,10 @@ test-sweep: ## every system call of the scenarios fails once, with every error t
 test-stress: ## the tests ten times, at 1, 2 and 4 Ps, under the race detector
 	$(GO) test -race -count=10 -cpu 1,2,4 -timeout 60m . ./poller ./internal/...
 
+.PHONY: model
+model: ## check the models of the lock-free parts with spin (about a minute; scheduler/model)
+	scheduler/model/run.sh
+
 .PHONY: kernels
 kernels: ## Linux 5.4, 5.10, 6.1 and 6.12 in an emulator, and the tests on each (about 15 minutes; docs/kernels.md)
 	test/kernels/run.sh

@@ -1,8 +1,8 @@
 /*
  * Parking and waking of the dispatcher's workers (W1 to W3 and P1 to P4 at scheduler.Dispatcher): no wake-up is lost.
  *
- * Two pushers put three items into two queues and wake. Two workers sleep at first. An item blocks until NEED items have
- * been started, so both workers are needed at once: it is not enough that somebody is awake. A steal takes half and
+ * Two pushers put four items into two queues and wake. Two workers sleep at first. Items block in pairs: the first until
+ * the second has been started, so both workers are needed at once, and it is not enough that somebody is awake. A steal takes half and
  * puts the others into the thief's own queue in a second step, in which they are in no queue.
  *
  * BUG=1  a worker does not look again after it is in the idle set (P3)
@@ -16,8 +16,7 @@
 
 #define WORKERS 2
 #define QUEUES  4	/* 0 and 1 are sources; WORKERS behind them, one a worker */
-#define ITEMS   3
-#define NEED    2
+#define ITEMS   4
 
 byte queue[QUEUES];
 bool idle[WORKERS];
@@ -38,42 +37,40 @@ inline look() {
 	od
 }
 
+/* The idle set is one word here as there: it is loaded, and a bit of it is taken, in one step. */
 inline wake() {
 	do
-	:: searching -> break	/* W1 */
+	:: searching -> break				/* W1 */
 	:: !searching ->
-		i = 0;
-		do
-		:: i < WORKERS && !idle[i] -> i++
-		:: i < WORKERS && idle[i] -> break
-		:: i == WORKERS -> break
-		od;
 		if
-		:: i == WORKERS -> break	/* W2 */
-		:: else
+		:: !idle[0] && !idle[1] -> break	/* W2 */
+		:: idle[0] || idle[1]
 		fi;
-		atomic { if :: !searching -> searching = true; mine = true :: else -> mine = false fi };
+		atomic { mine = !searching; searching = true };
 		if
 		:: !mine -> break
-		:: else
+		:: mine
 		fi;
-		i = 0; claimed = false;	/* W3 */
-		do
-		:: i < WORKERS -> atomic { if :: idle[i] -> idle[i] = false; claimed = true :: else -> i++ fi };
-			if :: claimed -> break :: else fi
-		:: else -> break
-		od;
+		atomic {				/* W3 */
+			if
+			:: idle[0] -> i = 0; idle[0] = false; mine = true
+			:: !idle[0] && idle[1] -> i = 1; idle[1] = false; mine = true
+			:: else -> mine = false
+			fi
+		};
 		if
-		:: claimed -> bell[i] = true; break
-		:: else -> searching = false;
+		:: mine -> bell[i] = true; break
+		:: !mine -> searching = false;
 			look();
-			if :: any :: else -> break fi
+			if :: any :: !any -> break fi
 		fi
-	od
+	od;
+	skip;
+	d_step { i = 0; any = false; mine = false }	/* not looked at again: states that differ in it are the same */
 }
 
 proctype pusher(byte q; byte n) {
-	byte i; bool any, mine, claimed;
+	byte i; bool any, mine;
 	do
 	:: n > 0 -> queue[q]++; n--
 	:: else -> break
@@ -82,7 +79,7 @@ proctype pusher(byte q; byte n) {
 }
 
 proctype worker(byte w) {
-	byte i, q, got; bool any, mine, claimed, search, duty, moved;
+	byte i, q, got; bool any, mine, search, duty, moved;
 
 park:
 	bell[w] = false;
@@ -109,22 +106,22 @@ park:
 	fi;
 
 take:
-	moved = false; q = 0;
+	skip;
+	d_step { moved = false; q = 0; any = false; mine = false; i = 0 };
 	atomic { if :: queue[2 + w] > 0 -> queue[2 + w]--; got = 1 :: else -> got = 0 fi };
 	do
 	:: got == 0 && q < QUEUES ->
 		if
-		:: q != 2 + w -> atomic { got = (queue[q] + 1) / 2; queue[q] = queue[q] - got }
-		:: else
+		:: q != 2 + w -> atomic { got = (queue[q] + 1) / 2; queue[q] = queue[q] - got; q++ }
+		:: else -> q++
 		fi;
 		if
 		:: got > 1 -> queue[2 + w] = queue[2 + w] + got - 1; moved = true
 		:: else
-		fi;
-		q++
+		fi
 	:: else -> break
 	od;
-	if :: got == 0 -> goto park :: else fi;
+	if :: got == 0 -> q = 0; goto park :: else fi;
 
 	if :: search -> search = false; duty = true; searching = false :: else fi;
 	any = false;
@@ -135,16 +132,17 @@ take:
 	moved = false;
 #endif
 	if :: moved || any -> wake() :: else fi;
-	duty = false;
+	skip;
+	d_step { duty = false; moved = false; any = false; i = 0; q = 0; got = 0 };
 
-	started++;
-	(started >= NEED);
+	atomic { started++; got = started + started % 2 };
+	(started >= got);
 	goto take
 }
 
 init {
 	atomic { run worker(0); run worker(1) };
-	atomic { run pusher(0, 2); run pusher(1, 1) };
+	atomic { run pusher(0, 3); run pusher(1, 1) };
 	(timeout);
 	assert(started == ITEMS)
 }
