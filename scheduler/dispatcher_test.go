@@ -163,7 +163,7 @@ func TestNoWorkerBeforeWork(t *testing.T) {
 func TestExactlyOnce(t *testing.T) {
 	onBells(t, func(t *testing.T, channels bool) {
 		for _, c := range []struct{ sources, submitters, capacity, workers, parallel, part int }{
-			{1, 0, 2, 1, 1, 10}, {2, 2, 4, 8, 2, 50}, {2, 1, 256, 4, 1, 2},
+			{1, 0, 2, 1, 1, 50}, {2, 2, 4, 8, 2, 50}, {2, 1, 256, 4, 1, 2},
 		} {
 			t.Run(fmt.Sprintf("sources=%d/capacity=%d/workers=%d", c.sources, c.capacity, c.workers), func(t *testing.T) {
 				testutil.CheckLeaks(t)
@@ -230,7 +230,7 @@ func TestNoLostWakeUp(t *testing.T) {
 		for _, workers := range []int{1, 3} {
 			t.Run(fmt.Sprintf("workers=%d", workers), func(t *testing.T) {
 				const loops = 2
-				rounds := many() / 50
+				rounds := many() / 200
 				var ran [loops]atomic.Int64
 				d := startOn(t, Config{
 					Run:     func(_ int, item Item) { ran[item%loops].Add(1) },
@@ -583,7 +583,7 @@ func TestCloseDuringPush(t *testing.T) {
 // TestClosePushRace has nothing but pushes while the dispatcher is closed, many times: a push that has seen it open and
 // comes after the drain must be refused.
 func TestClosePushRace(t *testing.T) {
-	for round := range many() / 100 {
+	for round := range many() / 200 {
 		d, err := New(Config{Run: func(int, Item) {}, Sources: 1, Capacity: 256, Injector: 256, Workers: 1})
 		if err != nil {
 			t.Fatal(err)

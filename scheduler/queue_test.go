@@ -234,8 +234,8 @@ func TestQueueExactlyOnce(t *testing.T) {
 			for i := 1; i <= n; {
 				if q.Push(Item(i)) {
 					i++
-				} else if c.pop == 0 {
-					runtime.Gosched()
+				} else {
+					runtime.Gosched() // The thieves may have no other P.
 				}
 				if c.pop > 0 && i%c.pop == 0 {
 					pop()
