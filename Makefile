@@ -85,7 +85,7 @@ test-stress: ## the tests ten times, at 1, 2 and 4 Ps, under the race detector
 	$(GO) test -race -count=10 -cpu 1,2,4 -timeout 60m . ./poller ./internal/...
 
 .PHONY: model
-model: ## check the models of the lock-free parts with spin (about a minute; scheduler/model)
+model: ## check the models of the lock-free parts with spin (one or two minutes; scheduler/model)
 	scheduler/model/run.sh
 
 .PHONY: kernels

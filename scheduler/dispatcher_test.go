@@ -230,7 +230,7 @@ func TestNoLostWakeUp(t *testing.T) {
 		for _, workers := range []int{1, 3} {
 			t.Run(fmt.Sprintf("workers=%d", workers), func(t *testing.T) {
 				const loops = 2
-				rounds := many() / 200
+				rounds := many() / 60
 				var ran [loops]atomic.Int64
 				d := startOn(t, Config{
 					Run:     func(_ int, item Item) { ran[item%loops].Add(1) },
