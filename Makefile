@@ -32,9 +32,9 @@ deps:
 lint: ## gofmt, vet and staticcheck, and builds for other systems
 	@out=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); [ -z "$$out" ] || { echo "gofmt would change:"; echo "$$out"; exit 1; }
 	@for m in $(MODULES); do echo "vet and staticcheck $$m"; (cd $$m && $(GO) vet $(PACKAGES) && $(STATICCHECK) $(PACKAGES)) || exit 1; done
-	GOARCH=arm64 $(GO) vet . ./poller ./cgo ./internal/sys
-	GOOS=darwin $(GO) vet . ./poller ./cgo ./internal/sys
-	GOOS=windows $(GO) vet . ./poller ./cgo ./internal/sys
+	GOARCH=arm64 $(GO) vet . ./poller ./cgo ./scheduler ./internal/sys
+	GOOS=darwin $(GO) vet . ./poller ./cgo ./scheduler ./internal/sys
+	GOOS=windows $(GO) vet . ./poller ./cgo ./scheduler ./internal/sys
 
 .PHONY: test-plain
 test-plain: ## the tests, and those of the net API against package net's

@@ -25,6 +25,8 @@ type Engine struct {
 	conns  atomic.Int64 // with handlers
 	told   sync.Map     // warnings that were logged
 
+	stuck, rescues atomic.Uint64 // what the watchdog has counted
+
 	mu       sync.Mutex // protects what follows; loops is read without it by who has been given one
 	closed   bool
 	choice   *choice
@@ -519,8 +521,8 @@ func (e *Engine) Dial(ctx context.Context, addr string, h Handler) (*Conn, error
 	c := newConn(l, s, fd, from, from.Family != sys.AF_UNIX)
 	open := make(chan struct{})
 	err = l.inner.PostAlways(func() {
+		defer close(open)
 		l.register(c)
-		close(open)
 	})
 	if err != nil {
 		sys.Close(fd)

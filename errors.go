@@ -34,6 +34,9 @@ var (
 	// ErrShutdown is given to OnClose when a shutdown ran out of time, or when the engine was closed. It is an ErrClosed.
 	ErrShutdown = fmt.Errorf("pollux: shut down: %w", net.ErrClosed)
 
+	// ErrGoexit is given to OnClose of the connection whose handler has called runtime.Goexit, as t.FailNow does.
+	ErrGoexit = errors.New("pollux: a handler has called runtime.Goexit")
+
 	// ErrInHandler is returned by calls that would wait for the event loop that makes them.
 	ErrInHandler = errors.New("pollux: the call waits for an event loop and was made by a handler on one: make it from another goroutine")
 

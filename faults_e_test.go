@@ -121,14 +121,14 @@ func eachUring(t testing.TB, e *Engine, f func(u *uringBackend)) {
 }
 
 // uringTotals adds up what the backends of an engine have counted.
-func uringTotals(t testing.TB, e *Engine) (sum uringStats, enters uint64) {
+func uringTotals(t testing.TB, e *Engine) (sum struct{ overflows, resizes, starved, rearms, stale uint64 }, enters uint64) {
 	t.Helper()
 	eachUring(t, e, func(u *uringBackend) {
-		sum.overflows += u.stats.overflows
-		sum.resizes += u.stats.resizes
-		sum.starved += u.stats.starved
-		sum.rearms += u.stats.rearms
-		sum.stale += u.stats.stale
+		sum.overflows += u.stats.overflows.Load()
+		sum.resizes += u.stats.resizes.Load()
+		sum.starved += u.stats.starved.Load()
+		sum.rearms += u.stats.rearms.Load()
+		sum.stale += u.stats.stale.Load()
 		enters += u.ring.Enters()
 	})
 	return sum, enters
@@ -480,9 +480,9 @@ func TestE7Fairness(t *testing.T) {
 				u.Recycle(&ev)
 			}
 		}
-		t.Logf("%d waits; %+v", waits, u.stats)
-		if left > 0 || u.stats.starved == 0 {
-			t.Errorf("%d small streams were not through after %d waits; %d receives have found the pool empty", left, waits, u.stats.starved)
+		t.Logf("%d waits; %+v", waits, u.uringStats())
+		if left > 0 || u.stats.starved.Load() == 0 {
+			t.Errorf("%d small streams were not through after %d waits; %d receives have found the pool empty", left, waits, u.stats.starved.Load())
 		}
 	})
 }
@@ -528,7 +528,7 @@ func TestE8EmptyPoolAndIdleSockets(t *testing.T) {
 		for range 5 {
 			wait(time.Millisecond) // The others find nothing.
 		}
-		starved, enters, start := u.stats.starved, u.ring.Enters(), time.Now()
+		starved, enters, start := u.stats.starved.Load(), u.ring.Enters(), time.Now()
 		// Older kernels look again after a receive that has emptied the socket, for a buffer first: then those that got one
 		// find none as well.
 		if len(held) != 4 || starved < 4 || starved > 8 {
@@ -538,9 +538,9 @@ func TestE8EmptyPoolAndIdleSockets(t *testing.T) {
 		for range n {
 			wait(5 * time.Millisecond)
 		}
-		if u.stats.starved != starved || u.ring.Enters() > enters+n || time.Since(start) < n*5*time.Millisecond/2 {
+		if u.stats.starved.Load() != starved || u.ring.Enters() > enters+n || time.Since(start) < n*5*time.Millisecond/2 {
 			t.Errorf("%d enters within %v in which nothing happened, and %d receives were tried in vain",
-				u.ring.Enters()-enters, time.Since(start), u.stats.starved-starved)
+				u.ring.Enters()-enters, time.Since(start), u.stats.starved.Load()-starved)
 		}
 		// One idle socket speaks: it is starved too. Then the buffers come back, and everybody has his turn.
 		all[10].send(100)

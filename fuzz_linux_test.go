@@ -80,7 +80,7 @@ func FuzzCompletions(f *testing.F) {
 		var held []poller.Event
 		complete := func(c uring.CQE) {
 			kind, token := int(c.UserData>>poller.TokenBits), poller.Token(c.UserData&(1<<poller.TokenBits-1))
-			stale, live := u.stats.stale, u.find(token) != nil
+			stale, live := u.stats.stale.Load(), u.find(token) != nil
 			if kind == kindAccept && c.Res >= 0 && !live {
 				toClose[int(c.Res)] = true
 			}
@@ -100,7 +100,7 @@ func FuzzCompletions(f *testing.F) {
 			if named { // It has gone back at once.
 				free = append(free, uint16(c.Flags>>16))
 			}
-			if !made && u.stats.stale == stale && (!live || kind == 0 || kind > kindNow) && kind != kindCancel && kind != kindReady && kind != kindNow {
+			if !made && u.stats.stale.Load() == stale && (!live || kind == 0 || kind > kindNow) && kind != kindCancel && kind != kindReady && kind != kindNow {
 				t.Errorf("completion %+v is nobody's, and is not counted", c)
 			}
 		}

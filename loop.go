@@ -43,9 +43,10 @@ type loop struct {
 	batch  []poller.Event // what Ready was given
 	next   int            // of batch; kept here so that a panic loses no event
 
-	count  atomic.Int64 // connections, those on their way here included
-	pin    cgo.Thread   // what its thread is to be like
-	thread atomic.Int64 // the thread's id while it runs
+	count  atomic.Int64  // connections, those on their way here included
+	calls  atomic.Uint64 // callbacks that have begun; written by the loop
+	pin    cgo.Thread    // what its thread is to be like
+	thread atomic.Int64  // the thread's id while it runs
 	stale  atomic.Uint64
 	begun  chan struct{} // closed when the thread is its own
 	done   chan struct{}
@@ -95,13 +96,80 @@ func (l *loop) run() {
 		runtime.UnlockOSThread()
 		return
 	}
+	l.settle()
+	dog.add(l)
+	close(l.begun)
+	l.serve()
+}
+
+// settle makes the calling thread the loop's.
+func (l *loop) settle() {
 	l.thread.Store(int64(sys.Gettid()))
 	for _, err := range l.pin.Pin() {
 		l.engine.refused(err)
 	}
-	close(l.begun)
+	l.label()
+}
+
+// serve runs the loop until the engine closes. A handler that ends the goroutine by runtime.Goexit (as t.FailNow does) does
+// not end the loop: another goroutine goes on.
+func (l *loop) serve() {
+	ended := false
+	defer func() {
+		if !ended {
+			go l.replace() // Or this is a panic that ends the process.
+		}
+	}()
+	err := l.inner.Run()
+	ended = true
+	l.end(err)
+}
+
+// replace takes the loop over from a goroutine that a handler has ended, and closes the connection that it was called for.
+// A ring belongs to its thread, which has ended too: then the engine closes.
+func (l *loop) replace() {
+	runtime.LockOSThread()
+	if sys.IsFirstThread() {
+		taken := make(chan struct{})
+		go func() {
+			runtime.LockOSThread()
+			close(taken)
+			l.takeOver()
+		}()
+		<-taken
+		runtime.UnlockOSThread()
+		return
+	}
+	l.takeOver()
+}
+
+func (l *loop) takeOver() {
+	l.settle()
+	l.engine.log.Error("pollux: a handler has ended its goroutine by runtime.Goexit; its connection is closed")
+	if l.engine.Backend() == string(KindUring) {
+		l.current.Store(nil)
+		l.end(fmt.Errorf("%w, and with it the thread that its io_uring belonged to", ErrGoexit))
+		return
+	}
+	if c := l.current.Load(); c != nil {
+		l.leave(c)
+		if c.fd < 0 {
+			l.closed(c, ErrGoexit) // Detach has taken the descriptor before, or OnClose was running.
+		} else {
+			l.destroy(c, ErrGoexit)
+		}
+	}
+	for l.next < len(l.batch) {
+		l.dispatch()
+	}
+	l.serve()
+}
+
+// end closes what is open. err is why the loop has ended, nil when the engine closes.
+func (l *loop) end(err error) {
 	defer close(l.done)
-	if err := l.inner.Run(); err != nil {
+	defer dog.remove(l)
+	if err != nil {
 		l.engine.log.Error("pollux: an event loop has failed: the engine closes", "error", err)
 		go l.engine.Close()
 	}
@@ -380,6 +448,8 @@ func (l *loop) failed(c *Conn, err error) {
 func (l *loop) enter(c *Conn) {
 	// Publishes that the loop will look at c when the callback returns; pairs with the load in corked.
 	l.current.Store(c)
+	l.calls.Store(l.calls.Load() + 1)
+	dog.rouse()
 }
 
 // finish ends a callback: it sends what was gathered, keeps what was not read, and does what was asked for. err is what
@@ -725,14 +795,14 @@ func (l *loop) destroy(c *Conn, reason error) {
 func (l *loop) closed(c *Conn, reason error) {
 	defer c.service.leave(l)
 	defer func() {
-		if v := recover(); v != nil {
-			l.current.Store(nil)
+		v := recover()
+		l.current.Store(nil) // Here, so that it is so also after runtime.Goexit.
+		if v != nil {
 			l.engine.log.Error("pollux: OnClose panicked", "panic", v, "stack", string(debug.Stack()))
 		}
 	}()
-	l.current.Store(c)
+	l.enter(c)
 	c.service.handler.OnClose(c, reason)
-	l.current.Store(nil)
 }
 
 // register begins the life of a connection here. It runs on the loop.

@@ -3,6 +3,7 @@ package pollux
 import (
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -44,7 +45,7 @@ type uringBackend struct {
 	backlog []poller.Event // what Stop has met of others
 
 	direct directTable // see uring_direct_linux.go
-	stats  uringStats
+	stats  uringCounts
 }
 
 // uringPage are the slots of so many tokens. They stay where they are when more come.
@@ -77,9 +78,17 @@ type uringClosing struct {
 	send  *byte
 }
 
-// uringStats count what is rare.
-type uringStats struct {
-	overflows, resizes, starved, rearms, stale uint64
+// uringCounts count what is rare. The owner writes them.
+type uringCounts struct {
+	overflows, resizes, starved, rearms, stale atomic.Uint64
+}
+
+func (u *uringBackend) uringStats() *UringStats {
+	c := &u.stats
+	return &UringStats{
+		Enters: u.ring.Enters(), Overflows: c.overflows.Load(), Resizes: c.resizes.Load(),
+		Starved: c.starved.Load(), Rearms: c.rearms.Load(), Stale: c.stale.Load(),
+	}
 }
 
 // Kinds of requests, in the bits of user_data above the token.
@@ -279,7 +288,7 @@ func (u *uringBackend) Wait(events []poller.Event, timeout time.Duration) (n int
 	wait := mayBlock && !u.ready.broken && u.readyCount == 0 && !u.readyMore && !u.ring.Ready() && len(u.late) == 0
 	if wait || u.ring.Pending() > 0 || u.ring.NeedsEnter() {
 		if u.ring.Overflowed() {
-			u.stats.overflows++
+			u.stats.overflows.Add(1)
 			u.grow = u.without&uring.ResizeRings == 0
 		}
 		if errno := u.enter(wait, timeout); errno != 0 {
@@ -310,7 +319,7 @@ func (u *uringBackend) resize() {
 	u.grow = false
 	switch _, cq := u.ring.Entries(); u.ring.Resize(2 * cq) {
 	case 0:
-		u.stats.resizes++
+		u.stats.resizes.Add(1)
 	case sys.EINVAL:
 		u.without |= uring.ResizeRings // A ring without DEFER_TASKRUN cannot: asking costs a call each time.
 	}
@@ -653,7 +662,7 @@ func (u *uringBackend) complete(c *uring.CQE, ev *poller.Event) bool {
 		}
 		unasked := c.Res == -int32(sys.ECANCELED) && !s.cancel
 		if (c.Res >= 0 || unasked) && c.Flags&uring.CQEMore == 0 && !s.cancel {
-			u.stats.rearms++
+			u.stats.rearms.Add(1)
 			_ = u.Accept(int(s.fd), t)
 		}
 		if unasked {
@@ -666,7 +675,7 @@ func (u *uringBackend) complete(c *uring.CQE, ev *poller.Event) bool {
 			u.giveBack(c) // An end has no bytes. The kernel keeps the buffer then; should it not, it would be lost.
 		}
 		if c.Res > 0 && c.Flags&uring.CQEMore == 0 && !s.cancel {
-			u.stats.rearms++
+			u.stats.rearms.Add(1)
 			_ = u.Receive(int(s.fd), t)
 		}
 		if c.Res > 0 && c.Flags&uring.CQEMore == 0 && s.cancel {
@@ -677,7 +686,7 @@ func (u *uringBackend) complete(c *uring.CQE, ev *poller.Event) bool {
 				c.Res = -int32(sys.ECANCELED)
 			} else {
 				// It is armed again when buffers have come back, and not before: it would fail at once.
-				u.stats.starved++
+				u.stats.starved.Add(1)
 				s.starved = true
 				if s.fed {
 					u.sated = append(u.sated, t)
@@ -708,7 +717,7 @@ func (u *uringBackend) complete(c *uring.CQE, ev *poller.Event) bool {
 		}
 		*ev = poller.Event{Token: t, Ready: readyOf(uint32(c.Res)) & (poller.HungUp | poller.Failed)}
 	default:
-		u.stats.stale++ // Nothing of ours.
+		u.stats.stale.Add(1) // Nothing of ours.
 		return false
 	}
 	return true
@@ -725,7 +734,7 @@ func (u *uringBackend) giveBack(c *uring.CQE) {
 
 // completeStale handles a completion whose owner has left.
 func (u *uringBackend) completeStale(c *uring.CQE, kind int, t poller.Token) {
-	u.stats.stale++
+	u.stats.stale.Add(1)
 	u.giveBack(c)
 	if kind == kindAccept {
 		if result, ok := u.acceptedDirect(c, t); ok {

@@ -31,6 +31,7 @@ type Loop struct {
 	sink    Sink
 	events  []Event
 	mailbox Mailbox
+	letters *letter // that were taken from it
 	stopped atomic.Bool
 
 	timers  timers
@@ -85,7 +86,8 @@ func (l *Loop) Spin(d time.Duration, adaptive bool) {
 // Backend returns what the loop waits on.
 func (l *Loop) Backend() Backend { return l.backend }
 
-// Run runs the loop until Stop. It returns an error only if the backend fails.
+// Run runs the loop until Stop. It returns an error only if the backend fails. If a function that it calls ends the goroutine
+// (runtime.Goexit), another goroutine may call Run again.
 func (l *Loop) Run() error {
 	l.slice.open()
 	defer l.slice.close()
@@ -110,7 +112,13 @@ func (l *Loop) Run() error {
 		l.sink.Ready(l.events[:n])
 		busy = n > 0
 		posts := uint64(0)
-		for letter := l.mailbox.take(); letter != nil; letter = letter.next {
+		if l.letters == nil {
+			l.letters = l.mailbox.take()
+		}
+		for l.letters != nil {
+			// Taken off first: should it end the goroutine (runtime.Goexit), the next Run goes on with the others.
+			letter := l.letters
+			l.letters = letter.next
 			letter.run()
 			posts++
 		}
@@ -294,6 +302,9 @@ func (l *Loop) Stop() {
 // Drain closes the mailbox and runs what is still in it. It is for the goroutine that ran the loop, after Run has
 // returned, so that nobody waits for a post for ever.
 func (l *Loop) Drain() {
+	for ; l.letters != nil; l.letters = l.letters.next {
+		l.letters.run()
+	}
 	for letter := l.mailbox.close(); letter != nil; letter = letter.next {
 		letter.run()
 	}

@@ -56,7 +56,7 @@ type Ring struct {
 	arg *getEventsArg // in the heap, so that it stays in place during a call
 	ts  *timespec
 
-	enters uint64
+	enters atomic.Uint64
 	hold   bool // a wait keeps its P
 	spin   time.Duration
 }
@@ -319,7 +319,7 @@ func (r *Ring) spinMost(timeout time.Duration) time.Duration {
 }
 
 // Enters returns how many io_uring_enter calls were made.
-func (r *Ring) Enters() uint64 { return r.enters }
+func (r *Ring) Enters() uint64 { return r.enters.Load() }
 
 // Next returns a zeroed entry, which goes out with the next Enter; nil when the queue is full, so that an Enter must come
 // first.
@@ -358,7 +358,7 @@ func (r *Ring) Enter(wait bool, timeout time.Duration) sys.Errno {
 			arg, size = unsafe.Pointer(r.arg), unsafe.Sizeof(*r.arg)
 		}
 	}
-	r.enters++
+	r.enters.Add(1)
 	var errno sys.Errno
 	switch {
 	case !wait || r.spin == 0:

@@ -1,0 +1,298 @@
+//go:build linux
+
+package pollux
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"log/slog"
+	"runtime"
+	"runtime/pprof"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/pollux-go/pollux/internal/host"
+	"github.com/pollux-go/pollux/internal/testutil"
+)
+
+// Group f: the threads, the scheduler of Go, and handlers that misbehave.
+
+// lockedBuffer is a log that several goroutines write.
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+// TestF10CallbackThatDoesNotReturn blocks a loop: the watchdog counts it once and names the function; the other loop serves.
+func TestF10CallbackThatDoesNotReturn(t *testing.T) {
+	eachBackend(t, func(t *testing.T, config Config) {
+		testutil.CheckLeaks(t)
+		var log lockedBuffer
+		config.Loops, config.Logger = 1, slog.New(slog.NewTextHandler(&log, nil))
+		e := newEngine(t, config)
+		release := make(chan struct{})
+		s, a := bind(t, e, "tcp", funcs{data: func(c *Conn) error {
+			blockHere(release)
+			return echo{}.OnData(c)
+		}})
+		c := dial(t, s.Addrs()[0])
+		if _, err := c.Write([]byte{'x'}); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the watchdog to count", func() bool { return e.Stats().Stuck == 1 })
+		eventually(t, "a log line", func() bool { return strings.Contains(log.String(), "pollux.blockHere") })
+		time.Sleep(3 * stuckAfter) // It is one callback still.
+		if got := e.Stats().Stuck; got != 1 {
+			t.Errorf("one callback is counted %d times", got)
+		}
+		close(release)
+		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+			t.Error(err)
+		}
+		c.Close()
+		a.wait(t, 1)
+		if got := e.Stats().Rescues; got != 0 {
+			t.Errorf("%d lost wake-ups", got)
+		}
+	})
+}
+
+//go:noinline
+func blockHere(release chan struct{}) { <-release }
+
+// TestF11Goexit ends the loop's goroutine in each callback. On epoll, its connection is closed and the others are served on; on
+// io_uring the engine closes, because the ring goes with the thread. Each connection hears of it either way.
+func TestF11Goexit(t *testing.T) {
+	for _, where := range []string{"open", "data", "eof", "close", "async"} {
+		t.Run(where, func(t *testing.T) {
+			eachBackend(t, func(t *testing.T, config Config) {
+				testutil.CheckLeaks(t)
+				config.Loops = 1
+				e := newEngine(t, config)
+				var armed atomic.Bool
+				exit := func(at string) {
+					if at == where && armed.CompareAndSwap(true, false) {
+						runtime.Goexit()
+					}
+				}
+				var reasons sync.Map
+				s, a := bind(t, e, "tcp", funcs{
+					open: func(*Conn) error { exit("open"); return nil },
+					data: func(c *Conn) error {
+						exit("data")
+						if armed.Load() && where == "async" {
+							return c.Async(func(*Conn) { exit("async") })
+						}
+						return echo{}.OnData(c)
+					},
+					eof: func(c *Conn) error { exit("eof"); return c.Close() },
+					close: func(c *Conn, err error) {
+						reasons.Store(err, true)
+						exit("close")
+					},
+				})
+				other := dial(t, s.Addrs()[0])
+				ping(t, other)
+				armed.Store(true)
+				victim := dial(t, s.Addrs()[0])
+				if where == "data" || where == "async" {
+					if _, err := victim.Write([]byte{'x'}); err != nil {
+						t.Fatal(err)
+					}
+				} else if where != "open" {
+					victim.(interface{ CloseWrite() error }).CloseWrite()
+				}
+				_, _ = io.Copy(io.Discard, victim) // Until it is closed.
+				eventually(t, "the exit", func() bool { return !armed.Load() })
+				if testKind(config) == KindEpoll {
+					ping(t, other)
+					again := dial(t, s.Addrs()[0])
+					ping(t, again)
+					again.Close()
+				} else {
+					_, _ = io.Copy(io.Discard, other)
+				}
+				other.Close()
+				victim.Close()
+				eventually(t, "the connections to end", func() bool { return s.Conns() == 0 })
+				_ = a
+				if _, ok := reasons.Load(ErrGoexit); !ok && where != "close" && testKind(config) == KindEpoll {
+					t.Error("no connection was told ErrGoexit")
+				}
+			})
+		})
+	}
+}
+
+func testKind(c Config) Kind { return c.Backend }
+
+// TestF16ProcsChange changes how many goroutines run at once, all the time.
+func TestF16ProcsChange(t *testing.T) {
+	eachBackend(t, func(t *testing.T, config Config) {
+		testutil.CheckLeaks(t)
+		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
+		e := newEngine(t, config)
+		s, _ := bind(t, e, "tcp", echo{})
+		var stop atomic.Bool
+		var all sync.WaitGroup
+		all.Go(func() {
+			for i := 0; !stop.Load(); i++ {
+				runtime.GOMAXPROCS([]int{1, 2, 8}[i%3])
+				time.Sleep(200 * time.Microsecond)
+			}
+		})
+		c := dial(t, s.Addrs()[0])
+		for range 500 {
+			ping(t, c)
+		}
+		stop.Store(true)
+		all.Wait()
+		e.Close()
+	})
+}
+
+// TestF21SignalStorm sends the loops' threads the runtime's own signals, at 10,000 a second, with the CPU profile running.
+func TestF21SignalStorm(t *testing.T) {
+	eachBackend(t, func(t *testing.T, config Config) {
+		for _, hot := range []time.Duration{HotAlways, HotNever} {
+			testutil.CheckLeaks(t)
+			config.Hot = hot
+			e := newEngine(t, config)
+			s, _ := bind(t, e, "tcp", echo{})
+			if err := pprof.StartCPUProfile(io.Discard); err != nil {
+				t.Fatal(err)
+			}
+			tids := loopThreads(e)
+			var stop atomic.Bool
+			var all sync.WaitGroup
+			all.Go(func() {
+				for !stop.Load() {
+					for _, tid := range tids {
+						_ = syscall.Tgkill(syscall.Getpid(), tid, syscall.SIGURG)
+					}
+					time.Sleep(100 * time.Microsecond)
+				}
+			})
+			c := dial(t, s.Addrs()[0])
+			for range 1000 {
+				ping(t, c)
+			}
+			stop.Store(true)
+			all.Wait()
+			pprof.StopCPUProfile()
+			e.Close()
+		}
+	})
+}
+
+// TestF9Panics panics in every callback; the loop serves on.
+func TestF9Panics(t *testing.T) {
+	eachBackend(t, func(t *testing.T, config Config) {
+		testutil.CheckLeaks(t)
+		config.Loops = 1
+		e := newEngine(t, config)
+		var told atomic.Int32
+		s, _ := bind(t, e, "tcp", funcs{
+			data: func(*Conn) error {
+				defer func() { panic("again") }() // While one is under way.
+				panic("first")
+			},
+			close: func(_ *Conn, err error) {
+				if p := new(PanicError); errors.As(err, &p) {
+					told.Add(1)
+				}
+				panic("and in OnClose")
+			},
+		})
+		for range 20 {
+			c := dial(t, s.Addrs()[0])
+			_, _ = c.Write([]byte{'x'})
+			_, _ = io.Copy(io.Discard, c)
+			c.Close()
+		}
+		eventually(t, "every connection to end", func() bool { return s.Conns() == 0 })
+		if told.Load() != 20 {
+			t.Errorf("%d of 20 connections were told of their panic", told.Load())
+		}
+	})
+}
+
+// TestF13StartAndStop starts and closes engines: descriptors, threads and mappings are what they were.
+func TestF13StartAndStop(t *testing.T) {
+	rounds := 100
+	if testing.Short() {
+		rounds = 10
+	}
+	eachBackend(t, func(t *testing.T, config Config) {
+		testutil.CheckLeaks(t)
+		config.CPUs, config.Hot = "auto", HotAlways
+		for range rounds {
+			e := newEngine(t, config)
+			s, _ := bind(t, e, "tcp", echo{})
+			c := dial(t, s.Addrs()[0])
+			ping(t, c)
+			c.Close()
+			if err := e.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := len(host.Threads()); n > 60 {
+			t.Errorf("%d threads after %d engines", n, rounds)
+		}
+	})
+}
+
+// TestStats counts a known load.
+func TestStats(t *testing.T) {
+	eachBackend(t, func(t *testing.T, config Config) {
+		testutil.CheckLeaks(t)
+		config.Loops = 1
+		e := newEngine(t, config)
+		if got := e.Stats(); len(got.Loops) != 0 || got.Conns != 0 {
+			t.Errorf("before it starts: %+v", got)
+		}
+		s, _ := bind(t, e, "tcp", echo{})
+		c := dial(t, s.Addrs()[0])
+		const pings = 100
+		for range pings {
+			ping(t, c)
+		}
+		got := e.Stats()
+		l := got.Loops[0]
+		if got.Conns != 1 || l.Conns != 1 || got.Backend != string(testKind(config)) {
+			t.Errorf("%+v", got)
+		}
+		if l.Callbacks < pings+1 || l.Events < pings || l.Turns < pings || l.Posts == 0 || l.Busy <= 0 || l.WakesSent+l.WakesElided == 0 {
+			t.Errorf("%+v", l)
+		}
+		turns := uint64(0)
+		for _, n := range l.TurnTimes {
+			turns += n
+		}
+		if waits := l.HotWaits + l.ColdWaits; turns > waits || turns+2 < waits {
+			t.Errorf("%d turns in the classes of %d waits", turns, waits)
+		}
+		if u := l.Uring; (u != nil) != (testKind(config) == KindUring && completing(config)) {
+			t.Errorf("io_uring: %+v", u)
+		} else if u != nil && u.Enters < pings {
+			t.Errorf("%d enters", u.Enters)
+		}
+	})
+}

@@ -1,0 +1,62 @@
+package pollux
+
+import (
+	"time"
+
+	"github.com/pollux-go/pollux/poller"
+)
+
+// Stats is what an engine has counted since it began. Each number is of one moment, but not all are of the same.
+type Stats struct {
+	Backend string
+	Conns   int // with handlers, open now
+	Loops   []LoopStats
+
+	Stuck   uint64 // callbacks that ran for longer than 25 ms, seen by the watchdog
+	Rescues uint64 // loops that slept while work waited for them, which must not happen
+}
+
+// LoopStats is the part of one event loop.
+type LoopStats struct {
+	poller.Counters
+	CPU       int    // it is pinned to; -1: none
+	Conns     int    // open now
+	Callbacks uint64 // of handlers
+	Stale     uint64 // events of connections that had left
+	Uring     *UringStats
+}
+
+// UringStats is what a loop's io_uring has counted. It is nil on epoll.
+type UringStats struct {
+	Enters    uint64 // system calls
+	Overflows uint64 // times that completions did not fit into their queue
+	Resizes   uint64 // times that the queue was made larger
+	Starved   uint64 // receives that found no buffer
+	Rearms    uint64 // multishot requests that ended and were armed again
+	Stale     uint64 // completions whose owner had left
+}
+
+// Stats returns a snapshot. It costs some hundred loads for each loop, and disturbs none.
+func (e *Engine) Stats() Stats {
+	s := Stats{Backend: e.Backend(), Conns: e.Conns(), Stuck: e.stuck.Load(), Rescues: e.rescues.Load()}
+	e.mu.Lock()
+	loops := e.loops
+	e.mu.Unlock()
+	for _, l := range loops {
+		ls := LoopStats{
+			Counters:  l.inner.Counters(),
+			CPU:       l.pin.CPU,
+			Conns:     int(l.count.Load()),
+			Callbacks: l.calls.Load(),
+			Stale:     l.stale.Load(),
+		}
+		if u, ok := l.backend.(interface{ uringStats() *UringStats }); ok {
+			ls.Uring = u.uringStats()
+		}
+		s.Loops = append(s.Loops, ls)
+	}
+	return s
+}
+
+// stuckAfter is how long a callback may run before the watchdog counts it.
+const stuckAfter = 25 * time.Millisecond

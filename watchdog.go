@@ -1,0 +1,188 @@
+package pollux
+
+import (
+	"bytes"
+	"context"
+	"runtime/pprof"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// watchdog is the goroutine that looks after all loops of the process: it tells of callbacks that do not return, and wakes
+// loops that sleep while work waits for them, which would be a bug of ours.
+//
+// It looks every 25 ms as long as a loop does something, and sleeps otherwise; a loop that begins to do something wakes it.
+type watchdog struct {
+	mu    sync.Mutex // protects loops and ended
+	loops map[*loop]*watched
+	ended chan struct{} // of the goroutine that runs; nil: none does
+
+	asleep atomic.Bool
+	wake   chan struct{}
+	stop   chan struct{}
+}
+
+// watched is what the watchdog knows of a loop.
+type watched struct {
+	calls      uint64 // when it looked last
+	running    *Conn
+	told       bool      // of this callback
+	logged     time.Time // when a line was last written of it
+	overlooked bool
+}
+
+var dog = watchdog{loops: map[*loop]*watched{}, wake: make(chan struct{}, 1)}
+
+// watchdogQuiet is how often it looks in vain before it sleeps, and watchdogPause the least time between two log lines of a loop.
+const (
+	watchdogQuiet = 4
+	watchdogPause = time.Second
+)
+
+// add has a loop watched until remove. The goroutine runs while there is one.
+func (w *watchdog) add(l *loop) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.loops[l] = &watched{}
+	if len(w.loops) == 1 {
+		w.stop, w.ended = make(chan struct{}), make(chan struct{})
+		go w.run(w.stop, w.ended)
+	}
+}
+
+func (w *watchdog) remove(l *loop) {
+	w.mu.Lock()
+	delete(w.loops, l)
+	ended := w.ended
+	if len(w.loops) > 0 {
+		ended = nil
+	} else if ended != nil {
+		close(w.stop)
+		w.ended = nil
+	}
+	w.mu.Unlock()
+	if ended != nil {
+		<-ended
+	}
+}
+
+// rouse wakes it up. It costs a load where that is not necessary.
+func (w *watchdog) rouse() {
+	if w.asleep.Load() && w.asleep.CompareAndSwap(true, false) {
+		select {
+		case w.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (w *watchdog) run(stop, ended chan struct{}) {
+	defer close(ended)
+	tick := time.NewTicker(stuckAfter)
+	defer tick.Stop()
+	for quiet := 0; ; {
+		select {
+		case <-tick.C:
+		case <-stop:
+			return
+		}
+		if w.look() {
+			quiet = 0
+			continue
+		}
+		if quiet++; quiet < watchdogQuiet {
+			continue
+		}
+		tick.Stop()
+		// A loop that begins after this store rouses it; one that has begun before is seen by the look after it.
+		w.asleep.Store(true)
+		if !w.look() {
+			select {
+			case <-w.wake:
+			case <-stop:
+				return
+			}
+		}
+		w.asleep.Store(false)
+		quiet = 0
+		tick.Reset(stuckAfter)
+	}
+}
+
+// look looks at all loops. It is true if one of them does something.
+func (w *watchdog) look() (active bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for l, seen := range w.loops {
+		calls, running := l.calls.Load(), l.current.Load()
+		if calls != seen.calls {
+			active = true
+			seen.calls, seen.running, seen.told = calls, running, false
+		} else if running != nil {
+			active = true
+			if running == seen.running && !seen.told {
+				seen.told = true
+				l.engine.stuck.Add(1)
+				w.tell(l, seen)
+			}
+			seen.running = running
+		}
+		if over := l.inner.Overlooked(); over {
+			active = true
+			if seen.overlooked {
+				l.engine.rescues.Add(1)
+				l.engine.log.Error("pollux: an event loop slept while work waited for it, and was woken: please report this")
+				l.inner.Rescue()
+			}
+			seen.overlooked = true
+		} else {
+			seen.overlooked = false
+		}
+	}
+	return active
+}
+
+// tell logs the stack of a callback that does not return.
+func (w *watchdog) tell(l *loop, seen *watched) {
+	if now := time.Now(); now.Sub(seen.logged) >= watchdogPause {
+		seen.logged = now
+		l.engine.log.Warn("pollux: a callback has been running for more than "+stuckAfter.String()+", and every connection of its loop waits",
+			"loop", l.pin.Name, "stack", l.stack())
+	}
+}
+
+// loopLabel is the key of the label that a loop's goroutine has in profiles.
+const loopLabel = "pollux-loop"
+
+// label marks the calling goroutine as the loop's, for profiles and for stack.
+func (l *loop) label() {
+	pprof.SetGoroutineLabels(pprof.WithLabels(context.Background(), pprof.Labels(loopLabel, l.id())))
+}
+
+func (l *loop) id() string { return l.pin.Name + "/" + strconv.FormatInt(l.thread.Load(), 10) }
+
+// stack returns the functions that the loop's goroutine is in, innermost first.
+func (l *loop) stack() string {
+	var all bytes.Buffer
+	if err := pprof.Lookup("goroutine").WriteTo(&all, 1); err != nil {
+		return err.Error()
+	}
+	mark := strconv.Quote(loopLabel) + ":" + strconv.Quote(l.id())
+	for block := range strings.SplitSeq(all.String(), "\n\n") {
+		// Goroutines that a handler has started have the label too.
+		if !strings.Contains(block, mark) || !strings.Contains(block, ".(*loop).run") {
+			continue
+		}
+		var lines []string
+		for line := range strings.Lines(block) {
+			if f := strings.Fields(line); len(f) >= 4 && f[0] == "#" {
+				lines = append(lines, f[2]+" "+f[3])
+			}
+		}
+		return strings.Join(lines, "\n")
+	}
+	return "not found"
+}
