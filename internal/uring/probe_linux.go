@@ -402,8 +402,8 @@ func tryRestrictions() (bool, error) {
 }
 
 func tryResizeRings(t *trial) (bool, error) {
-	if t.used&DeferTaskrun == 0 {
-		return false, nil // It needs that.
+	if t.used&(DeferTaskrun|NoSQArray) != DeferTaskrun|NoSQArray {
+		return false, nil // It needs both.
 	}
 	switch errno := t.Resize(2 * len(t.cqes)); errno {
 	case 0:

@@ -272,8 +272,12 @@ func (r *Ring) Enable(without Feature) error {
 const cqMost = 65536
 
 // Resize makes room for more completions, up to 65,536, since 6.13. The queues move: nothing of them may be held. It fails
-// with EOVERFLOW while completions wait outside of the queue.
+// with EOVERFLOW while completions wait outside of the queue, and with EINVAL for a ring that has the array of indexes which
+// NO_SQARRAY leaves away: the kernel moves the array too, and does not tell where to (io_register_resize_rings, 6.18).
 func (r *Ring) Resize(cq int) sys.Errno {
+	if r.used&NoSQArray == 0 {
+		return sys.EINVAL
+	}
 	atomic.StoreUint32(r.sqTail, r.tail) // The kernel takes what is pending along.
 	p := &sys.UringParams{SQEntries: r.params.SQEntries, CQEntries: uint32(min(cq, cqMost)), Flags: setupCQSize | setupClamp}
 	if errno := sys.UringRegister(r.fd, registerResize, unsafe.Pointer(p), 1); errno != 0 {

@@ -225,6 +225,28 @@ func TestRestrictions(t *testing.T) {
 	})
 }
 
+// A ring with the array that NO_SQARRAY leaves away is not resized, and goes on.
+func TestResizeWithArray(t *testing.T) {
+	onThread(t, Options{Entries: 8, CQEntries: 16, Without: NoSQArray}, func(r *Ring) {
+		for round := range uint64(3) {
+			if errno := r.Resize(64); errno != sys.EINVAL {
+				t.Errorf("resize: %v", errno)
+			}
+			*r.Next() = SQE{Opcode: OpNop, UserData: round}
+			if errno := r.Enter(true, time.Minute); errno != 0 {
+				t.Error(errno)
+			}
+			if n := r.Reap(2, func(c *CQE) {
+				if c.UserData != round {
+					t.Errorf("completion %d instead of %d", c.UserData, round)
+				}
+			}); n != 1 {
+				t.Errorf("%d completions", n)
+			}
+		}
+	})
+}
+
 // The room for completions grows while some wait, and while submissions do.
 func TestResize(t *testing.T) {
 	if err := Probe(ResizeRings); err != nil {
