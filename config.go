@@ -31,7 +31,7 @@ type Config struct {
 	Hot time.Duration
 
 	// Procs is how many goroutines run at once, GOMAXPROCS, while the loops run. 0: one more for each loop than it was, so
-	// that none has to wait for another goroutine's time slice. ProcsKeep leaves it alone, and makes no loop hot. It is set
+	// that none has to wait for another goroutine's time slice, and another one where they are always hot. ProcsKeep leaves it alone, and makes no loop hot. It is set
 	// back when the engine closes.
 	Procs int
 

@@ -119,6 +119,9 @@ func (e *Engine) start() error {
 	case ProcsKeep:
 	case 0:
 		e.procs = len(loops)
+		if e.config.Hot == HotAlways {
+			e.procs++ // Who takes a loop's P for a moment, to hand it back, must not wait for one.
+		}
 	default:
 		e.procs = e.config.Procs - runtime.GOMAXPROCS(0)
 	}
