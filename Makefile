@@ -4,7 +4,7 @@
 # module that users import.
 
 GO         ?= go
-MODULES    := . bench test
+MODULES    := . bench test metrics/prometheus
 PACKAGES   := ./...
 STATICCHECK = $(GO) tool -modfile=$(CURDIR)/tools/go.mod staticcheck
 FUZZTIME   ?= 10s
@@ -41,6 +41,7 @@ test-plain: ## the tests, and those of the net API against package net's
 	$(GO) test $(PACKAGES)
 	cd test && $(GO) test $(PACKAGES)
 	cd bench && $(GO) test $(PACKAGES)
+	cd metrics/prometheus && $(GO) test $(PACKAGES)
 
 .PHONY: test-nocgo
 test-nocgo: ## the tests of a build without cgo
