@@ -21,7 +21,7 @@ type Config struct {
 	// Loops is the number of event loops, each with a thread of its own. 0: one for each CPU that GOMAXPROCS allows.
 	Loops int
 
-	// Profile sets the defaults of Hot, CPUs, Sched and Spin.
+	// Profile sets the defaults of Hot, Procs, CPUs, Sched and Spin.
 	Profile Profile
 
 	// Hot is for how long after its last event a loop waits hot: in a system call that keeps the P, so that nothing that the
@@ -161,6 +161,7 @@ func (c Config) withDefaults() (Config, error) {
 	setDefault(&c.Profile, d.Profile)
 	profile, known := profiles[c.Profile]
 	setDefault(&c.Hot, profile.Hot)
+	setDefault(&c.Procs, profile.Procs)
 	setDefault(&c.Sched, profile.Sched)
 	setDefault(&c.Spin, profile.Spin)
 	if c.CPUs == "" && c.Isolate {

@@ -14,9 +14,9 @@ type Profile string
 
 // The profiles.
 const (
-	Balanced   Profile = "balanced"   // the loops are hot for a moment after an event
-	Latency    Profile = "latency"    // always hot, each on a CPU of its own, before others in the kernel's eyes
-	Throughput Profile = "throughput" // never hot
+	Balanced   Profile = "balanced"   // the loops give their Ps to others while they wait
+	Latency    Profile = "latency"    // they keep them, each on a CPU of its own, before others in the kernel's eyes
+	Throughput Profile = "throughput" // as balanced, with GOMAXPROCS left alone
 )
 
 // UnmarshalText accepts the names of the profiles.
@@ -29,9 +29,9 @@ func (p *Profile) UnmarshalText(text []byte) error {
 }
 
 var profiles = map[Profile]Config{
-	Balanced:   {Hot: hotMoment, CPUs: cpusNone, Sched: "other", Spin: SpinNever},
+	Balanced:   {Hot: HotNever, CPUs: cpusNone, Sched: "other", Spin: SpinNever},
 	Latency:    {Hot: HotAlways, CPUs: cpusAuto, Sched: "slice:100us", Spin: SpinAuto},
-	Throughput: {Hot: HotNever, CPUs: cpusNone, Sched: "other", Spin: SpinNever},
+	Throughput: {Hot: HotNever, CPUs: cpusNone, Sched: "other", Spin: SpinNever, Procs: ProcsKeep},
 }
 
 // Values of Config.Spin that are no durations.
@@ -73,9 +73,6 @@ func (c *Config) checkSpin() error {
 const (
 	HotAlways time.Duration = math.MaxInt64
 	HotNever  time.Duration = -1
-
-	// hotMoment is how long a loop is hot after an event in the balanced profile.
-	hotMoment = 200 * time.Microsecond
 )
 
 // ProcsKeep is the value of Config.Procs that leaves GOMAXPROCS alone.

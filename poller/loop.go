@@ -178,7 +178,11 @@ func (l *Loop) temper(timeout time.Duration, busy bool) time.Duration {
 		if now-l.renewed >= renewPeriod {
 			l.renewed = now
 			l.counters.renewals.add(1)
-			l.slice.renew()
+			if sys.QueueEmpty() {
+				l.slice.renew()
+			} else {
+				l.slice.yield() // The monitor would have let them run, had it not been kept off.
+			}
 		}
 		return timeout
 	}

@@ -126,7 +126,10 @@ func epollWait(epfd int, events []unix.EpollEvent, timeout time.Duration) (int, 
 	// for the call; the kernel writes at most len(events) of them. So does ts.
 	switch {
 	case timeout <= 0:
-		n, _, errno = unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epfd), uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), 0, 0, 0)
+		// Not raw, though it does not block: a goroutine that never enters a system call is asked to yield every 10 ms, and
+		// comes back by way of another thread, which may take milliseconds. From one in a call only the P is taken, and
+		// there are others.
+		n, _, errno = unix.Syscall6(unix.SYS_EPOLL_PWAIT, uintptr(epfd), uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), 0, 0, 0)
 	case noPwait2.Load():
 		// Rounded down: the rest of the time is spent in calls that do not wait.
 		n, _, errno = unix.Syscall6(unix.SYS_EPOLL_PWAIT, uintptr(epfd), uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), uintptr(timeout.Milliseconds()), 0, 0)
