@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"runtime"
 	"runtime/pprof"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/pollux-go/pollux/internal/host"
+	"github.com/pollux-go/pollux/internal/sys"
 	"github.com/pollux-go/pollux/internal/testutil"
 )
 
@@ -165,6 +167,38 @@ func TestF16ProcsChange(t *testing.T) {
 		stop.Store(true)
 		all.Wait()
 		e.Close()
+	})
+}
+
+// TestF19CPUIsTaken moves a loop off its CPU, as a cpuset that shrinks does: it is pinned to what is left, and goes back when
+// its own is there again.
+func TestF19CPUIsTaken(t *testing.T) {
+	allowed := host.Affinity()
+	if len(allowed) < 2 {
+		t.Skip("it needs two CPUs")
+	}
+	eachBackend(t, func(t *testing.T, config Config) {
+		testutil.CheckLeaks(t)
+		config.Loops, config.CPUs = 1, itoa(allowed[0])
+		e := newEngine(t, config)
+		s, _ := bind(t, e, "tcp", echo{})
+		c := dial(t, s.Addrs()[0])
+		ping(t, c)
+		tid := loopThreads(e)[0]
+		for _, step := range []struct{ left, want []int }{
+			{allowed[1:], allowed[1:2]},
+			{allowed, allowed[:1]},
+		} {
+			if errno := sys.SetAffinity(tid, step.left); errno != 0 {
+				t.Fatal(errno)
+			}
+			eventually(t, "the loop to be pinned", func() bool {
+				ping(t, c) // The watchdog looks while something happens.
+				now, errno := sys.AffinityOf(tid)
+				return errno == 0 && slices.Equal(now, step.want) && e.Stats().Loops[0].CPU == step.want[0]
+			})
+		}
+		c.Close()
 	})
 }
 

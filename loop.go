@@ -46,6 +46,7 @@ type loop struct {
 	count  atomic.Int64  // connections, those on their way here included
 	calls  atomic.Uint64 // callbacks that have begun; written by the loop
 	pin    cgo.Thread    // what its thread is to be like
+	cpu    atomic.Int32  // it is pinned to; -1: none
 	thread atomic.Int64  // the thread's id while it runs
 	stale  atomic.Uint64
 	begun  chan struct{} // closed when the thread is its own
@@ -108,6 +109,7 @@ func (l *loop) settle() {
 	for _, err := range l.pin.Pin() {
 		l.engine.refused(err)
 	}
+	l.cpu.Store(int32(l.pin.CPU))
 	l.label()
 }
 

@@ -45,7 +45,7 @@ func (e *Engine) Stats() Stats {
 	for _, l := range loops {
 		ls := LoopStats{
 			Counters:  l.inner.Counters(),
-			CPU:       l.pin.CPU,
+			CPU:       int(l.cpu.Load()),
 			Conns:     int(l.count.Load()),
 			Callbacks: l.calls.Load(),
 			Stale:     l.stale.Load(),

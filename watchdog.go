@@ -4,11 +4,15 @@ import (
 	"bytes"
 	"context"
 	"runtime/pprof"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/pollux-go/pollux/cgo"
+	"github.com/pollux-go/pollux/internal/sys"
 )
 
 // watchdog is the goroutine that looks after all loops of the process: it tells of callbacks that do not return, and wakes
@@ -23,6 +27,7 @@ type watchdog struct {
 	asleep atomic.Bool
 	wake   chan struct{}
 	stop   chan struct{}
+	pinned time.Time // when it last looked where the loops run
 }
 
 // watched is what the watchdog knows of a loop.
@@ -41,6 +46,32 @@ const (
 	watchdogQuiet = 4
 	watchdogPause = time.Second
 )
+
+// repinPeriod is how often it looks whether the kernel has moved a loop.
+const repinPeriod = time.Second
+
+// repin follows a change of the CPUs that the process may use. When its CPU is taken away, the kernel lets a pinned thread run on
+// all that are left; it is pinned to one of those.
+func (l *loop) repin() {
+	tid, cpu := int(l.thread.Load()), int(l.cpu.Load())
+	if tid == 0 || cpu < 0 {
+		return
+	}
+	now, errno := sys.AffinityOf(tid)
+	if errno != 0 || len(now) == 0 || len(now) == 1 && now[0] == cpu {
+		return
+	}
+	to := now[tid%len(now)]
+	if slices.Contains(now, l.pin.CPU) {
+		to = l.pin.CPU // It is back.
+	}
+	if err := cgo.PinTo(tid, to); err != nil {
+		l.engine.refused(err)
+		return
+	}
+	l.cpu.Store(int32(to))
+	l.engine.log.Warn("pollux: the CPUs that the process may use have changed", "loop", l.pin.Name, "was on", cpu, "is on", to)
+}
 
 // add has a loop watched until remove. The goroutine runs while there is one.
 func (w *watchdog) add(l *loop) {
@@ -116,7 +147,14 @@ func (w *watchdog) run(stop, ended chan struct{}) {
 func (w *watchdog) look() (active bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	repin := time.Since(w.pinned) >= repinPeriod
+	if repin {
+		w.pinned = time.Now()
+	}
 	for l, seen := range w.loops {
+		if repin {
+			l.repin()
+		}
 		calls, running := l.calls.Load(), l.current.Load()
 		if calls != seen.calls {
 			active = true
