@@ -85,6 +85,12 @@ test-sweep: ## every system call of the scenarios fails once, with every error t
 test-stress: ## the tests ten times, at 1, 2 and 4 Ps, under the race detector
 	$(GO) test -race -count=10 -cpu 1,2,4 -timeout 60m . ./poller ./internal/...
 
+.PHONY: soak
+soak: ## what takes long: 10^8 items through the scheduler, histories of 10^5 operations, 10,000 engines (about five minutes)
+	POLLUX_TEST_LONG=1 $(GO) test -timeout 60m ./scheduler
+	cd test && POLLUX_TEST_LONG=1 $(GO) test -timeout 60m -run 'Linearizable' .
+	POLLUX_TEST_LONG=1 $(GO) test -timeout 60m -run 'TestF13' .
+
 .PHONY: model
 model: ## check the models of the lock-free parts with spin (one or two minutes; scheduler/model)
 	scheduler/model/run.sh

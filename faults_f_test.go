@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"os"
 	"runtime"
 	"runtime/pprof"
 	"slices"
@@ -271,8 +272,8 @@ func TestF9Panics(t *testing.T) {
 // TestF13StartAndStop starts and closes engines: descriptors, threads and mappings are what they were.
 func TestF13StartAndStop(t *testing.T) {
 	rounds := 100
-	if testing.Short() {
-		rounds = 10
+	if os.Getenv("POLLUX_TEST_LONG") != "" {
+		rounds = 10_000
 	}
 	eachBackend(t, func(t *testing.T, config Config) {
 		testutil.CheckLeaks(t)
