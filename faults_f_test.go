@@ -3,10 +3,8 @@
 package pollux
 
 import (
-	"bytes"
 	"errors"
 	"io"
-	"log/slog"
 	"os"
 	"runtime"
 	"runtime/pprof"
@@ -25,30 +23,12 @@ import (
 
 // Group f: the threads, the scheduler of Go, and handlers that misbehave.
 
-// lockedBuffer is a log that several goroutines write.
-type lockedBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
-}
-
 // TestF10CallbackThatDoesNotReturn blocks a loop: the watchdog counts it once and names the function; the other loop serves.
 func TestF10CallbackThatDoesNotReturn(t *testing.T) {
 	eachBackend(t, func(t *testing.T, config Config) {
 		testutil.CheckLeaks(t)
-		var log lockedBuffer
-		config.Loops, config.Logger = 1, slog.New(slog.NewTextHandler(&log, nil))
+		log := new(lines)
+		config.Loops, config.Logger = 1, log.logger()
 		e := newEngine(t, config)
 		release := make(chan struct{})
 		s, a := bind(t, e, "tcp", funcs{data: func(c *Conn) error {
@@ -60,7 +40,7 @@ func TestF10CallbackThatDoesNotReturn(t *testing.T) {
 			t.Fatal(err)
 		}
 		eventually(t, "the watchdog to count", func() bool { return e.Stats().Stuck == 1 })
-		eventually(t, "a log line", func() bool { return strings.Contains(log.String(), "pollux.blockHere") })
+		eventually(t, "a log line", func() bool { return strings.Contains(strings.Join(log.all(), "\n"), "pollux.blockHere") })
 		time.Sleep(3 * stuckAfter) // It is one callback still.
 		if got := e.Stats().Stuck; got != 1 {
 			t.Errorf("one callback is counted %d times", got)
@@ -96,7 +76,7 @@ func TestF11Goexit(t *testing.T) {
 					}
 				}
 				var reasons sync.Map
-				s, a := bind(t, e, "tcp", funcs{
+				s, _ := bind(t, e, "tcp", funcs{
 					open: func(*Conn) error { exit("open"); return nil },
 					data: func(c *Conn) error {
 						exit("data")
@@ -124,7 +104,7 @@ func TestF11Goexit(t *testing.T) {
 				}
 				_, _ = io.Copy(io.Discard, victim) // Until it is closed.
 				eventually(t, "the exit", func() bool { return !armed.Load() })
-				if testKind(config) == KindEpoll {
+				if config.Backend == KindEpoll {
 					ping(t, other)
 					again := dial(t, s.Addrs()[0])
 					ping(t, again)
@@ -135,16 +115,13 @@ func TestF11Goexit(t *testing.T) {
 				other.Close()
 				victim.Close()
 				eventually(t, "the connections to end", func() bool { return s.Conns() == 0 })
-				_ = a
-				if _, ok := reasons.Load(ErrGoexit); !ok && where != "close" && testKind(config) == KindEpoll {
+				if _, ok := reasons.Load(ErrGoexit); !ok && where != "close" && config.Backend == KindEpoll {
 					t.Error("no connection was told ErrGoexit")
 				}
 			})
 		})
 	}
 }
-
-func testKind(c Config) Kind { return c.Backend }
 
 // TestF16ProcsChange changes how many goroutines run at once, all the time.
 func TestF16ProcsChange(t *testing.T) {
@@ -311,7 +288,7 @@ func TestStats(t *testing.T) {
 		}
 		got := e.Stats()
 		l := got.Loops[0]
-		if got.Conns != 1 || l.Conns != 1 || got.Backend != string(testKind(config)) {
+		if got.Conns != 1 || l.Conns != 1 || got.Backend != string(config.Backend) {
 			t.Errorf("%+v", got)
 		}
 		if l.Callbacks < pings+1 || l.Events < pings || l.Turns < pings || l.Posts == 0 || l.Busy <= 0 || l.WakesSent+l.WakesElided == 0 {
@@ -324,7 +301,7 @@ func TestStats(t *testing.T) {
 		if waits := l.HotWaits + l.ColdWaits; turns > waits || turns+2 < waits {
 			t.Errorf("%d turns in the classes of %d waits", turns, waits)
 		}
-		if u := l.Uring; (u != nil) != (testKind(config) == KindUring && completing(config)) {
+		if u := l.Uring; (u != nil) != (config.Backend == KindUring && completing(config)) {
 			t.Errorf("io_uring: %+v", u)
 		} else if u != nil && u.Enters < pings {
 			t.Errorf("%d enters", u.Enters)

@@ -176,8 +176,8 @@ func TestIsolate(t *testing.T) {
 func TestRefusedScheduling(t *testing.T) {
 	eachBackend(t, func(t *testing.T, config Config) {
 		testutil.CheckLeaks(t)
-		var log bytes.Buffer
-		config.Logger = slog.New(slog.NewTextHandler(&log, nil))
+		log := new(lines)
+		config.Logger = log.logger()
 		config.Sched = "fifo:1"
 		restore := sys.Inject(func(op sys.Op, _ int) sys.Fault {
 			if op == sys.OpSchedSetattr {
@@ -192,7 +192,7 @@ func TestRefusedScheduling(t *testing.T) {
 		if err := e.Close(); err != nil {
 			t.Error(err)
 		}
-		if text := log.String(); strings.Count(text, "CAP_SYS_NICE") != 1 || !strings.Contains(text, "fifo:1") {
+		if text := strings.Join(log.all(), "\n"); strings.Count(text, "CAP_SYS_NICE") != 1 || !strings.Contains(text, "fifo:1") {
 			t.Errorf("the log is %q", text)
 		}
 	})
@@ -211,12 +211,12 @@ func TestSched(t *testing.T) {
 	} {
 		t.Run(test.sched, func(t *testing.T) {
 			testutil.CheckLeaks(t)
-			var log bytes.Buffer
-			e := newEngine(t, Config{Loops: 1, Sched: test.sched, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+			log := new(lines)
+			e := newEngine(t, Config{Loops: 1, Sched: test.sched, Logger: log.logger()})
 			bind(t, e, "tcp", echo{})
 			loop := loopThreads(e)[0]
 			got, errno := sys.GetSched(loop)
-			if strings.Contains(log.String(), "CAP_SYS_NICE") {
+			if strings.Contains(strings.Join(log.all(), "\n"), "CAP_SYS_NICE") {
 				t.Skip("the process may not")
 			}
 			if test.want.Slice == 0 {
