@@ -54,24 +54,38 @@ func (s *isolation) watch() {
 	}
 }
 
-// sweep moves every thread away that is no loop's.
+// sweepsMost bounds how often sweep goes through the threads.
+const sweepsMost = 10
+
+// sweep moves every thread away that is no loop's. It goes through them until it finds none: one that was not moved yet may
+// have made another meanwhile, after the list was read.
 func (s *isolation) sweep() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for range sweepsMost {
+		if !s.move() {
+			return
+		}
+	}
+}
+
+// move goes through the threads once. It is true if it has moved one. mu is held.
+func (s *isolation) move() (moved bool) {
 	for _, tid := range host.Threads() {
 		if slices.ContainsFunc(s.loops, func(l *loop) bool { return l.thread.Load() == int64(tid) }) {
 			continue
 		}
 		now, errno := sys.AffinityOf(tid)
-		rest := slices.DeleteFunc(slices.Clone(now), func(cpu int) bool { return slices.Contains(s.cpus, cpu) })
+		rest := s.without(now)
 		if errno != 0 || len(rest) == len(now) || len(rest) == 0 {
 			continue // It has ended, stays away already, or has nowhere else to go: somebody has pinned it there.
 		}
 		if _, known := s.before[tid]; !known {
 			s.before[tid] = now
 		}
-		_ = sys.SetAffinity(tid, rest)
+		moved = sys.SetAffinity(tid, rest) == 0 || moved
 	}
+	return moved
 }
 
 // end gives the threads back what they were allowed.
@@ -80,14 +94,30 @@ func (s *isolation) end() {
 	<-s.ended
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	rest := slices.DeleteFunc(slices.Clone(s.usual), func(cpu int) bool { return slices.Contains(s.cpus, cpu) })
-	for _, tid := range host.Threads() {
-		before, known := s.before[tid]
-		if now, errno := sys.AffinityOf(tid); errno == 0 && !known && slices.Equal(now, rest) {
-			before, known = s.usual, true // Born meanwhile.
-		}
-		if known {
-			_ = sys.SetAffinity(tid, before)
+	for range sweepsMost {
+		if !s.restore() {
+			return
 		}
 	}
+}
+
+// restore goes through the threads once. It is true if it has changed one. mu is held.
+func (s *isolation) restore() (changed bool) {
+	for _, tid := range host.Threads() {
+		before, known := s.before[tid]
+		if !known {
+			before = s.usual // Born meanwhile.
+		}
+		now, errno := sys.AffinityOf(tid)
+		if errno != 0 || !slices.Equal(now, s.without(before)) || slices.Equal(now, before) {
+			continue // It has ended, or somebody has moved it since, or it was never moved.
+		}
+		changed = sys.SetAffinity(tid, before) == 0 || changed
+	}
+	return changed
+}
+
+// without returns those of the CPUs that are not the loops'.
+func (s *isolation) without(cpus []int) []int {
+	return slices.DeleteFunc(slices.Clone(cpus), func(cpu int) bool { return slices.Contains(s.cpus, cpu) })
 }
