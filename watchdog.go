@@ -34,12 +34,16 @@ type watchdog struct {
 type watched struct {
 	calls      uint64 // when it looked last
 	running    *Conn
-	told       bool      // of this callback
+	looks      int       // that have found this callback running
 	logged     time.Time // when a line was last written of it
 	overlooked bool
 }
 
 var dog = watchdog{loops: map[*loop]*watched{}, wake: make(chan struct{}, 1)}
+
+// tellLooks is how many looks must find a callback running before a line is logged: on a machine that has too much to do, a
+// thread stands still for some tens of milliseconds now and then, through no fault of its handler.
+const tellLooks = 10
 
 // watchdogQuiet is how often it looks in vain before it sleeps, and watchdogPause the least time between two log lines of a loop.
 const (
@@ -158,13 +162,16 @@ func (w *watchdog) look() (active bool) {
 		calls, running := l.calls.Load(), l.current.Load()
 		if calls != seen.calls {
 			active = true
-			seen.calls, seen.running, seen.told = calls, running, false
+			seen.calls, seen.running, seen.looks = calls, running, 0
 		} else if running != nil {
 			active = true
-			if running == seen.running && !seen.told {
-				seen.told = true
-				l.engine.stuck.Add(1)
-				w.tell(l, seen)
+			if running == seen.running {
+				switch seen.looks++; seen.looks {
+				case 1:
+					l.engine.stuck.Add(1)
+				case tellLooks:
+					w.tell(l, seen)
+				}
 			}
 			seen.running = running
 		}
@@ -187,7 +194,7 @@ func (w *watchdog) look() (active bool) {
 func (w *watchdog) tell(l *loop, seen *watched) {
 	if now := time.Now(); now.Sub(seen.logged) >= watchdogPause {
 		seen.logged = now
-		l.engine.log.Warn("pollux: a callback has been running for more than "+stuckAfter.String()+", and every connection of its loop waits",
+		l.engine.log.Warn("pollux: a callback has been running for more than "+(tellLooks*stuckAfter).String()+", and every connection of its loop waits",
 			"loop", l.pin.Name, "stack", l.stack())
 	}
 }
