@@ -156,7 +156,7 @@ func (l *loop) takeOver() {
 	if c := l.current.Load(); c != nil {
 		l.leave(c)
 		if c.fd < 0 {
-			l.closed(c, ErrGoexit) // Detach has taken the descriptor before, or OnClose was running.
+			l.closed(c, ErrGoexit) // Detach has taken the descriptor before.
 		} else {
 			l.destroy(c, ErrGoexit)
 		}

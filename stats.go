@@ -1,10 +1,6 @@
 package pollux
 
-import (
-	"time"
-
-	"github.com/pollux-go/pollux/poller"
-)
+import "github.com/pollux-go/pollux/poller"
 
 // Stats is what an engine has counted since it began. Each number is of one moment, but not all are of the same.
 type Stats struct {
@@ -57,6 +53,3 @@ func (e *Engine) Stats() Stats {
 	}
 	return s
 }
-
-// stuckAfter is how long a callback may run before the watchdog counts it.
-const stuckAfter = 25 * time.Millisecond

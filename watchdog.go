@@ -41,6 +41,9 @@ type watched struct {
 
 var dog = watchdog{loops: map[*loop]*watched{}, wake: make(chan struct{}, 1)}
 
+// stuckAfter is how long a callback may run before the watchdog counts it, and how often it looks.
+const stuckAfter = 25 * time.Millisecond
+
 // tellLooks is how many looks must find a callback running before a line is logged: on a machine that has too much to do, a
 // thread stands still for some tens of milliseconds now and then, through no fault of its handler.
 const tellLooks = 10

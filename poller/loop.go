@@ -64,9 +64,9 @@ func NewLoop(b Backend, s Sink) *Loop {
 }
 
 // Heat says for how long after its last event the loop waits hot: in a system call that keeps the P, so that nothing stands
-// between the next event and its handler. 0, which is how a loop begins, is never. A loop that is
-// cold wakes up for events only; one that is hot also every few milliseconds. It is for a goroutine that is locked to its
-// thread, with a P to spare for it, and must be called before Run. It has no effect on a backend that is no [Holder].
+// between the next event and its handler. 0, which is how a loop begins, is never. A loop that is cold wakes up for events
+// only; one that is hot also every few milliseconds. It is for a goroutine that is locked to its thread, with a P to spare
+// for it, and must be called before Run. It has no effect on a backend that is no [Holder].
 func (l *Loop) Heat(d time.Duration) {
 	l.hot = d
 	if l.holder, _ = l.backend.(Holder); l.holder == nil {
