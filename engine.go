@@ -25,7 +25,7 @@ type Engine struct {
 	conns  atomic.Int64 // with handlers
 	told   sync.Map     // warnings that were logged
 
-	stuck, rescues atomic.Uint64 // what the watchdog has counted
+	stuck atomic.Uint64 // callbacks that the watchdog has counted
 
 	mu       sync.Mutex // protects what follows; loops is read without it by who has been given one
 	closed   bool

@@ -34,7 +34,7 @@ type UringStats struct {
 
 // Stats returns a snapshot. It costs some hundred loads for each loop, and disturbs none.
 func (e *Engine) Stats() Stats {
-	s := Stats{Backend: e.Backend(), Conns: e.Conns(), Stuck: e.stuck.Load(), Rescues: e.rescues.Load()}
+	s := Stats{Backend: e.Backend(), Conns: e.Conns(), Stuck: e.stuck.Load()}
 	e.mu.Lock()
 	loops := e.loops
 	e.mu.Unlock()
@@ -49,6 +49,7 @@ func (e *Engine) Stats() Stats {
 		if u, ok := l.backend.(interface{ uringStats() *UringStats }); ok {
 			ls.Uring = u.uringStats()
 		}
+		s.Rescues += ls.Rescues
 		s.Loops = append(s.Loops, ls)
 	}
 	return s

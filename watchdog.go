@@ -37,6 +37,7 @@ type watched struct {
 	looks      int       // that have found this callback running
 	logged     time.Time // when a line was last written of it
 	overlooked bool
+	rescues    uint64 // that were logged
 }
 
 var dog = watchdog{loops: map[*loop]*watched{}, wake: make(chan struct{}, 1)}
@@ -181,13 +182,15 @@ func (w *watchdog) look() (active bool) {
 		if over := l.inner.Overlooked(); over {
 			active = true
 			if seen.overlooked {
-				l.engine.rescues.Add(1)
-				l.engine.log.Error("pollux: an event loop slept while work waited for it, and was woken: please report this")
 				l.inner.Rescue()
 			}
 			seen.overlooked = true
 		} else {
 			seen.overlooked = false
+		}
+		if n := l.inner.Counters().Rescues; n != seen.rescues {
+			seen.rescues = n
+			l.engine.log.Error("pollux: an event loop slept while work waited for it, and was woken: please report this", "loop", l.pin.Name)
 		}
 	}
 	return active

@@ -20,6 +20,7 @@ type Counters struct {
 	HandOvers, Renewals uint64 // of the P, to whom a handler has made ready, and to begin a new time slice
 
 	WakesSent, WakesElided uint64 // posts that had to wake the loop, and that had not
+	Rescues                uint64 // sleeps that Rescue has ended, which must not happen
 
 	Busy time.Duration // spent outside of waits
 
@@ -46,7 +47,7 @@ type counters struct {
 	hot, cold, timeouts          counter
 	spins, spinHits              counter
 	handOvers, renewals          counter
-	busy                         counter
+	busy, rescues                counter
 	wakesSent, wakesElided       atomic.Uint64 // of the posters
 	times                        [TurnTimesLen]counter
 }
@@ -76,7 +77,7 @@ func (l *Loop) Counters() Counters {
 		HotWaits: c.hot.n.Load(), ColdWaits: c.cold.n.Load(), Timeouts: c.timeouts.n.Load(),
 		Spins: c.spins.n.Load(), SpinHits: c.spinHits.n.Load(),
 		HandOvers: c.handOvers.n.Load(), Renewals: c.renewals.n.Load(),
-		WakesSent: c.wakesSent.Load(), WakesElided: c.wakesElided.Load(),
+		WakesSent: c.wakesSent.Load(), WakesElided: c.wakesElided.Load(), Rescues: c.rescues.n.Load(),
 		Busy: time.Duration(c.busy.n.Load()),
 	}
 	for i := range c.times {
@@ -85,9 +86,13 @@ func (l *Loop) Counters() Counters {
 	return s
 }
 
-// Overlooked tells whether a post waits for a loop that sleeps, which cannot be for longer than a wake-up takes. Rescue wakes
-// it. They are for a watchdog, which has seen it so for long.
-func (l *Loop) Overlooked() bool { return l.mailbox.parked.Load() && l.mailbox.head.Load() != nil }
+// Overlooked tells whether a post waits for a loop that sleeps, or is about to, and nobody is going to wake it. It is for a
+// watchdog, which calls Rescue when it sees that twice.
+func (l *Loop) Overlooked() bool { return l.mailbox.overlooked() }
 
-// Rescue wakes the loop up.
-func (l *Loop) Rescue() { _ = l.backend.Break() }
+// Rescue wakes the loop up. If it did sleep, that is counted in [Counters].
+func (l *Loop) Rescue() {
+	if l.mailbox.rescue() {
+		_ = l.backend.Break()
+	}
+}

@@ -101,7 +101,9 @@ func (l *Loop) Run() error {
 			timeout = l.temper(timeout, busy)
 		}
 		n, err := l.backend.Wait(l.events, timeout)
-		l.mailbox.unpark()
+		if l.mailbox.unpark() {
+			l.counters.rescues.add(1)
+		}
 		l.count(n)
 		if err != nil {
 			l.Stop()

@@ -16,8 +16,18 @@ const mailboxMost = 1 << 16
 type Mailbox struct {
 	head   atomic.Pointer[letter]
 	length atomic.Int64
-	parked atomic.Bool
+	parked atomic.Uint32 // awake, asleep or rescued
+
+	// posting is how many posters are between the beginning and the end of a post. A thread may be taken away from one that has
+	// linked its letter in and not claimed the wake yet: then the owner sleeps while a letter is there, and rightly so.
+	posting atomic.Int32
 }
+
+const (
+	awake   = iota
+	asleep  // or about to be
+	rescued // the same, and rescue wakes it
+)
 
 type letter struct {
 	next *letter
@@ -43,6 +53,9 @@ func (m *Mailbox) postAlways(run func()) (wake bool, err error) {
 }
 
 func (m *Mailbox) push(run func()) (wake bool, err error) {
+	// Publishes that a wake may follow; pairs with the load in overlooked.
+	m.posting.Add(1)
+	defer m.posting.Add(-1)
 	l := &letter{run: run}
 	for {
 		l.next = m.head.Load()
@@ -60,25 +73,40 @@ func (m *Mailbox) push(run func()) (wake bool, err error) {
 
 // claimWake is true for one poster a sleep.
 func (m *Mailbox) claimWake() bool {
-	return m.parked.Load() && m.parked.CompareAndSwap(true, false)
+	return m.parked.Load() == asleep && m.parked.CompareAndSwap(asleep, awake)
 }
 
 // park says that the owner is about to sleep. It is false, and the owner must not, when a letter is there.
 func (m *Mailbox) park() bool {
-	m.parked.Store(true)
+	m.parked.Store(asleep)
 	if m.head.Load() != nil {
-		m.parked.Store(false)
+		m.parked.Store(awake)
 		return false
 	}
 	return true
 }
 
-// unpark says that the owner is awake. A poster that has claimed the wake already makes the next sleep short: harmless.
-func (m *Mailbox) unpark() {
-	if m.parked.Load() {
-		m.parked.Store(false)
+// unpark says that the owner is awake. wasRescued says that it had slept though a letter was there. A poster that has claimed the
+// wake already makes the next sleep short: harmless.
+func (m *Mailbox) unpark() (wasRescued bool) {
+	was := m.parked.Load()
+	if was == awake {
+		return false
 	}
+	m.parked.Store(awake)
+	return was == rescued
 }
+
+// overlooked tells whether the owner sleeps, or is about to, though a letter is there whose poster has gone. One that is about to
+// finds the letter itself.
+func (m *Mailbox) overlooked() bool {
+	// In this order: if nobody is posting any more once the letter is seen, its wake was claimed before parked is looked at.
+	h := m.head.Load()
+	return h != nil && h != shut && m.posting.Load() == 0 && m.parked.Load() == asleep
+}
+
+// rescue is claimWake for one who has seen that the owner was overlooked.
+func (m *Mailbox) rescue() (wake bool) { return m.parked.CompareAndSwap(asleep, rescued) }
 
 // take returns all letters, oldest first.
 func (m *Mailbox) take() *letter {

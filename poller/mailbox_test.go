@@ -219,3 +219,40 @@ func BenchmarkMailbox(b *testing.B) {
 		})
 	})
 }
+
+// TestMailboxRescue has a letter in the box that nobody has claimed the wake for.
+func TestMailboxRescue(t *testing.T) {
+	var m Mailbox
+	if m.overlooked() {
+		t.Error("an empty box is overlooked")
+	}
+	if !m.park() {
+		t.Fatal("the owner of an empty box may not sleep")
+	}
+	m.posting.Add(1) // A poster, whose thread is taken away behind the swap.
+	m.head.Store(&letter{run: func() {}})
+	if m.overlooked() {
+		t.Error("somebody is about to wake the owner, and it counts as overlooked")
+	}
+	m.posting.Add(-1)
+	if !m.overlooked() {
+		t.Error("nobody is going to wake the owner, and it does not count as overlooked")
+	}
+	if !m.rescue() || m.rescue() || m.overlooked() {
+		t.Error("a rescue is not for one, or does not end it")
+	}
+	if m.claimWake() {
+		t.Error("a poster is to wake who is being rescued")
+	}
+	if !m.unpark() || m.unpark() {
+		t.Error("the owner is not told once that it was rescued")
+	}
+	if drain(m.take()) != 1 {
+		t.Error("the letter is gone")
+	}
+	m.park()
+	m.close()
+	if m.overlooked() {
+		t.Error("a closed box is overlooked")
+	}
+}
