@@ -41,7 +41,7 @@ type Conn struct {
 	// The loop's again, and what does not change.
 	context any
 	timer   int64        // the instant of the earliest timer in the loop's heap; 0: none
-	active  atomic.Int64 // the instant of the last progress, kept while there is an idle timeout
+	active  atomic.Int64 // the instant of the last progress, kept while there is an idle timeout; of the FIN, see flagUnacked
 	linger  int64        // the instant at which closing ends; 0: not closing
 	reason  error        // what OnClose will get
 	token   poller.Token
@@ -64,6 +64,7 @@ const (
 	flagDeliver                         // resumed: what is buffered is to be delivered again
 	flagBulk                            // much comes: it is read by readiness, into more than a completer's buffer
 	flagSmall                           // of those: the last read would have fitted into one
+	flagUnacked                         // closing, its FIN is sent: it ends as soon as the peer's kernel has everything
 )
 
 // connState says how far a connection's writing direction has come. It only grows.

@@ -331,6 +331,87 @@ func TestD7WriteThenClose(t *testing.T) {
 	})
 }
 
+// waitClosing waits until a connection is closing, or all are closed.
+func waitClosing(t *testing.T, e *Engine, a *audit) {
+	t.Helper()
+	eventually(t, "the close", func() bool {
+		closing := false
+		onLoop(t, e, func(*loop) {})
+		for _, l := range e.loops {
+			done := make(chan struct{})
+			l.inner.PostAlways(func() {
+				for _, src := range l.sources.All {
+					closing = closing || src.conn != nil && src.conn.linger != 0
+				}
+				close(done)
+			})
+			receive(t, "the loop", done)
+		}
+		opened, closed := a.counts()
+		return closing || opened > 0 && closed == opened
+	})
+}
+
+// TestD7PeerSendsAfterTheClose closes connections whose answer is still in the kernel, as their peers take little at a time. The
+// peers then send more: no reset destroys what is on its way. A connection ends once everything is acknowledged, long before the
+// linger time, though its peer does not close.
+func TestD7PeerSendsAfterTheClose(t *testing.T) {
+	eachBackend(t, func(t *testing.T, config Config) {
+		for _, how := range []string{"close", "drain"} {
+			t.Run(how, func(t *testing.T) {
+				testutil.CheckLeaks(t)
+				config.Linger = time.Hour
+				e := newEngine(t, config)
+				const size = 256 << 10
+				s, a := bind(t, e, "tcp", funcs{data: func(c *Conn) error {
+					c.Discard(-1)
+					if _, err := c.Write(patterned(1, size)); err != nil {
+						return err
+					}
+					if how == "close" {
+						return c.Close()
+					}
+					return nil
+				}})
+				d := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
+					return raw.Control(func(fd uintptr) { sys.SetsockoptInt(int(fd), sys.SOL_SOCKET, syscall.SO_RCVBUF, 16<<10) })
+				}}
+				c, err := d.Dial("tcp", s.Addrs()[0].String())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer c.Close()
+				c.Write([]byte("go"))
+				first := make([]byte, 1)
+				if _, err := io.ReadFull(c, first); err != nil {
+					t.Fatal(err)
+				}
+				ended := make(chan error, 1)
+				if how == "drain" {
+					go func() { ended <- s.Shutdown(t.Context()) }()
+				}
+				waitClosing(t, e, a)
+				if _, err := c.Write([]byte("more")); err != nil {
+					t.Error(err)
+				}
+				b, err := io.ReadAll(c)
+				if want := patterned(1, size); err != nil || !bytes.Equal(append(first, b...), want) {
+					t.Errorf("%d bytes came of %d: %v", 1+len(b), size, err)
+				}
+				a.wait(t, 1)
+				if err := errors.Join(a.errs()...); err != nil {
+					t.Errorf("OnClose got %v", err)
+				}
+				if how == "drain" {
+					if err := receive(t, "Shutdown", ended); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+	})
+}
+
 // TestD8CloseToADeadPeer closes connections whose peers take nothing: they end after the linger time, and the loop
 // sleeps until then.
 func TestD8CloseToADeadPeer(t *testing.T) {

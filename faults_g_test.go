@@ -318,22 +318,7 @@ func TestG7HugeDeadlines(t *testing.T) {
 			})
 			client := dial(t, s.Addrs()[0])
 			client.Write([]byte("x"))
-			eventually(t, "the close", func() bool {
-				closing := false
-				onLoop(t, e, func(*loop) {})
-				for _, l := range e.loops {
-					done := make(chan struct{})
-					l.inner.PostAlways(func() {
-						for _, src := range l.sources.All {
-							closing = closing || src.conn != nil && src.conn.linger != 0
-						}
-						close(done)
-					})
-					receive(t, "the loop", done)
-				}
-				opened, closed := a.counts()
-				return closing || opened > 0 && closed == opened
-			})
+			waitClosing(t, e, a)
 			if err := checkPattern(client, 1, 16<<20); err != nil {
 				t.Error(err)
 			}

@@ -672,6 +672,10 @@ func (l *loop) Due(token poller.Token) {
 	c.timer = 0
 	at := c.due()
 	switch {
+	case c.flags&flagUnacked != 0 && at > now && l.unacked(c):
+		l.lookLater(c)
+	case c.flags&flagUnacked != 0:
+		l.guard(func() { l.destroy(c, c.reason) })
 	case at == 0:
 	case at > now:
 		l.schedule(c)
@@ -728,15 +732,20 @@ func (l *loop) lingerEnd() int64 {
 	return max(now+linger, 1)
 }
 
-// endClose closes a connection whose queue has been sent. If bytes of the peer's are unread, a close(2) would answer
-// them with a reset, which destroys what was just sent on its way: then it sends a FIN, and reads until the peer's.
+// endClose closes a connection whose queue has been sent. A close(2) answers bytes of the peer's that are unread, and all that
+// still come, with a reset, which destroys what was just sent on its way. So as long as the peer may send, and its kernel has
+// not acknowledged everything, it sends a FIN instead, and reads until the peer's.
 func (l *loop) endClose(c *Conn) {
-	if c.flags&(flagEOF|flagQuiet) != 0 {
-		l.destroy(c, c.reason) // The peer has sent everything, or a read has just found nothing.
+	if c.flags&flagEOF != 0 {
+		l.destroy(c, c.reason) // The peer has sent everything.
 		return
 	}
-	n, errno := l.recv(c, l.buffer)
-	if errno != 0 || n == 0 {
+	n, errno := 0, sys.EAGAIN
+	if c.flags&flagQuiet == 0 { // Else a read has just found nothing.
+		n, errno = l.recv(c, l.buffer)
+	}
+	unacked := errno == sys.EAGAIN && l.unacked(c)
+	if !unacked && (errno != 0 || n == 0) {
 		l.destroy(c, c.reason)
 		return
 	}
@@ -744,9 +753,44 @@ func (l *loop) endClose(c *Conn) {
 		l.destroy(c, c.reason)
 		return
 	}
-	c.flags |= flagDiscard | flagMayRead
+	c.flags |= flagDiscard
+	if unacked {
+		c.flags = c.flags&^flagMayRead | flagUnacked
+		c.active.Store(l.inner.Now())
+		l.lookLater(c)
+		l.rearm(c)
+		return
+	}
+	c.flags |= flagMayRead
 	l.schedule(c)
 	l.later(c)
+}
+
+// unacked tells whether bytes of a connection are on their way. What a direct descriptor has sent is not asked for, nor is there a
+// way to lose anything on a unix socket.
+func (l *loop) unacked(c *Conn) bool {
+	if c.flags&flagStream == 0 || c.isDirect() {
+		return false
+	}
+	n, errno := sys.Unacknowledged(int(c.fd))
+	return errno == 0 && n > 0
+}
+
+// The least and the longest time between two looks whether the peer's kernel has everything. A peer that closes when it reads the
+// FIN, as most do, ends the wait sooner.
+const (
+	lookLeast = int64(4 * time.Millisecond)
+	lookMost  = int64(250 * time.Millisecond)
+)
+
+// lookLater has Due look again whether the peer's kernel has everything, after as long as it has taken already.
+func (l *loop) lookLater(c *Conn) {
+	now := l.inner.Now()
+	at := min(c.linger, now+min(max(now-c.active.Load(), lookLeast), lookMost))
+	if c.timer == 0 || at < c.timer {
+		c.timer = at
+		l.inner.Schedule(at, c.token)
+	}
 }
 
 // discard throws away what a closing connection still gets, until its end.

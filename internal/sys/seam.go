@@ -21,6 +21,7 @@ const (
 	OpGetpeername
 	OpGetsockname
 	OpGetsockopt
+	OpIoctl
 	OpListen
 	OpLstat
 	OpMmap
@@ -45,7 +46,7 @@ const Ops = int(opCount)
 
 var opNames = [opCount]string{
 	"accept4", "bind", "chmod", "close", "connect", "epoll_create1", "epoll_ctl", "epoll_wait", "eventfd2", "fcntl",
-	"futex", "getpeername", "getsockname", "getsockopt", "listen", "lstat", "mmap", "read", "recvfrom", "sched_setaffinity",
+	"futex", "getpeername", "getsockname", "getsockopt", "ioctl", "listen", "lstat", "mmap", "read", "recvfrom", "sched_setaffinity",
 	"sched_setattr", "sendto", "setsockopt", "shutdown", "socket", "unlink", "io_uring_enter", "io_uring_register",
 	"io_uring_setup", "write",
 }

@@ -310,6 +310,20 @@ func GetsockoptInt(fd, level, option int) (int, Errno) {
 	return int(v), errno
 }
 
+// Unacknowledged returns how many bytes a TCP socket has sent, or is to send, that the peer's kernel has not acknowledged. Its
+// end of stream counts as one (SIOCOUTQ, tcp(7)).
+func Unacknowledged(fd int) (int, Errno) {
+	if h := hook.Load(); h != nil {
+		if errno := fault(h, OpIoctl, fd); errno != 0 {
+			return 0, errno
+		}
+	}
+	var v int32
+	// SAFETY: v is on this stack, which a raw system call cannot move.
+	_, _, errno := syscall.RawSyscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCOUTQ, uintptr(unsafe.Pointer(&v)))
+	return int(v), errno
+}
+
 // Shutdown ends one or both directions of a connection.
 func Shutdown(fd, how int) Errno {
 	if h := hook.Load(); h != nil {

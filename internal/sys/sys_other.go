@@ -183,6 +183,9 @@ func SetLinger(int, int) Errno { return ENOSYS }
 // GetsockoptInt answers ENOSYS.
 func GetsockoptInt(int, int, int) (int, Errno) { return 0, ENOSYS }
 
+// Unacknowledged answers ENOSYS.
+func Unacknowledged(int) (int, Errno) { return 0, ENOSYS }
+
 // Shutdown answers ENOSYS.
 func Shutdown(int, int) Errno { return ENOSYS }
 
