@@ -286,7 +286,14 @@ func TestUringMemlock(t *testing.T) {
 					e.Close()
 					return err
 				}
+				charged := true
+				if entries, _ := e.loops[0].backend.(*uringBackend).ring.Entries(); kib == 64 && entries == Default().RingEntries {
+					charged = false
+				}
 				checkEcho(t, e, 8)
+				if !charged {
+					t.Skip("the kernel does not charge rings to RLIMIT_MEMLOCK")
+				}
 				return nil
 			})
 			if kib == 64 {

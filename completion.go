@@ -90,13 +90,19 @@ func (l *loop) watch(c *Conn) {
 
 // received handles what a completer has received for a connection.
 func (l *loop) received(c *Conn, ev *poller.Event) {
-	errno := sys.Errno(-ev.Result)
+	if r := l.elsewhere(c); r != nil {
+		l.keepReceived(r, ev)
+		return
+	}
 	switch {
 	case ev.Result > 0:
 		l.held = *ev
 		l.silent = true
 		l.arrived(c, l.completer.Bytes(ev))
 		l.recycle()
+		if c.duty.Load() != 0 {
+			return // The rest is done when it is home.
+		}
 		if ev.Ready&poller.Emptied != 0 && l.silent && c.flags&flagArmed != 0 && !c.isClosed() && !l.alive(c) {
 			return
 		}
@@ -106,10 +112,24 @@ func (l *loop) received(c *Conn, ev *poller.Event) {
 		if c.flags&flagDraining != 0 && !c.isClosed() {
 			l.disarm(c) // Only a read that finds nothing says that nothing is under way.
 		}
-	case ev.Result == 0 && !c.paused.Load() && c.flags&flagDeliver == 0:
+	default:
+		l.receivedEnd(c, ev.Result)
+	}
+}
+
+// receivedEnd handles the end of a receive: 0 for the end of the stream, or an error number below 0.
+func (l *loop) receivedEnd(c *Conn, result int32) {
+	if r := l.elsewhere(c); r != nil {
+		r.kept |= keptEnd
+		r.lateEnd = result
+		return
+	}
+	errno := sys.Errno(-result)
+	switch {
+	case result == 0 && !c.paused.Load() && c.flags&flagDeliver == 0:
 		c.flags &^= flagArmed | flagMayRead
 		l.ended(c)
-	case ev.Result == 0 || errno == sys.ECANCELED:
+	case result == 0 || errno == sys.ECANCELED:
 		// From here on it is read as a ready descriptor is, until it is armed again. What came during a pause is delivered
 		// before the end is.
 		c.flags = c.flags&^flagArmed | flagMayRead
@@ -303,6 +323,15 @@ func (l *loop) landed(c *Conn, result int32) {
 	case err != nil:
 		l.destroy(c, err)
 	case !idle:
-		l.writable(c)
+		l.drainQueue(c)
 	}
+}
+
+// drainQueue is writable for a connection whose callback may be away.
+func (l *loop) drainQueue(c *Conn) {
+	if r := l.elsewhere(c); r != nil {
+		l.flushAway(r)
+		return
+	}
+	l.writable(c)
 }

@@ -54,6 +54,16 @@ type Config struct {
 	// sleeps at once. With Sched "fifo" it needs Isolate. 0: as the profile says.
 	Spin time.Duration
 
+	// Dispatch says where handlers run. "inline": on the event loops, so they must not block. "steal": there too, but the callbacks
+	// of a service whose handler is slow, that is more than one call in 256 takes longer than 200 us, run on workers, goroutines
+	// that may block, until it is fast again. "workers": always on workers. In every way one callback of a connection runs at a time,
+	// in order. Empty: steal, and inline on one CPU.
+	Dispatch Dispatch
+
+	// Workers is the largest number of workers. They are started as they are needed, more of them only when all are blocked, and end
+	// when they have been idle for 10 s. 0: 256.
+	Workers int
+
 	// MaxConns is the largest number of connections with handlers that are open at once. Beyond it, connections wait in
 	// the listeners' queues. 0: no limit but that of the descriptors.
 	MaxConns int
@@ -120,6 +130,8 @@ func Default() Config {
 		Backend:    KindAuto,
 		Profile:    Balanced,
 		Loops:      runtime.GOMAXPROCS(0),
+		Dispatch:   defaultDispatch(),
+		Workers:    workersDefault,
 		ReadLimit:  1 << 20,
 		WriteLimit: 1 << 20,
 		BufferSize: 64 << 10,
@@ -170,6 +182,8 @@ func (c Config) withDefaults() (Config, error) {
 	setDefault(&c.CPUs, profile.CPUs)
 	setDefault(&c.Backend, d.Backend)
 	setDefault(&c.Loops, d.Loops)
+	setDefault(&c.Dispatch, d.Dispatch)
+	setDefault(&c.Workers, d.Workers)
 	setDefault(&c.ReadLimit, d.ReadLimit)
 	setDefault(&c.WriteLimit, d.WriteLimit)
 	setDefault(&c.WriteLow, max(1, c.WriteLimit/4))
@@ -216,6 +230,10 @@ func (c Config) withDefaults() (Config, error) {
 	if err := c.checkSpin(); err != nil {
 		errs = append(errs, err)
 	}
+	if err := new(Dispatch).UnmarshalText([]byte(c.Dispatch)); err != nil || c.Dispatch == "auto" {
+		errs = append(errs, fmt.Errorf("config: Dispatch is %q: it must be inline, steal or workers", c.Dispatch))
+	}
+	check("Workers", c.Workers, 1, workersMax)
 	check("MaxConns", c.MaxConns, 0, connsMax)
 	check("ReadLimit", c.ReadLimit, 1, limitMax)
 	check("WriteLimit", c.WriteLimit, 1, limitMax)

@@ -26,7 +26,8 @@ type Conn struct {
 	in      inbound
 	flags   connFlags
 	paused  atomic.Bool
-	blocked atomic.Bool // the last send found the socket full: only an edge can change that
+	blocked atomic.Bool   // the last send found the socket full: only an edge can change that
+	duty    atomic.Uint32 // see errand; 0: at home
 
 	idle atomic.Int64 // the idle timeout in nanoseconds; 0: none
 
@@ -88,10 +89,15 @@ const (
 	askDrained  // a flush elsewhere has made room that OnWritable is to tell of
 	askFinished // the last byte before a FIN was sent
 	askLaunch   // bytes are queued that only the loop can send, on a direct descriptor
+	askBroken   // a send has failed, for good
 	askRetry    // the kernel was out of memory: no edge will come
 	askWritable // a Write was refused: OnWritable is wanted when the queue has drained; not answered at once
 	posted      // the letter is under way
 	spoke       // not a request: this callback has sent something, and so hears of an error
+	withWorker  // nor this: a worker runs a callback, and looks here when it returns
+
+	// askSend are those that a callback on a worker does not hold up.
+	askSend = askPoll | askLaunch | askRetry
 )
 
 // Peek returns the next n bytes without consuming them, or all that are buffered if n is negative. If fewer are there, it
@@ -154,8 +160,8 @@ func (c *Conn) Read(p []byte) (int, error) {
 // OnWritable may have been called already when ErrWouldBlock is returned to another goroutine, as a callback of another
 // connection is one: who waits for it there must say so first, and then try the Write once more (examples/proxy does).
 //
-// Inside a callback of the connection, small writes are gathered and go out in one system call when the callback
-// returns; Flush sends them earlier.
+// Inside a callback of the connection that runs on its loop, small writes are gathered and go out in one system call when the
+// callback returns; Flush sends them earlier. On a worker they go out at once: see Config.Dispatch, and Writev.
 func (c *Conn) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	n, err := c.write(p)
@@ -334,27 +340,41 @@ func (c *Conn) LocalAddr() net.Addr {
 // Only a callback may call it, and nothing may be queued: it flushes, and returns [ErrWouldBlock] when that does not
 // suffice. OnClose is called with [ErrDetached] when the callback returns.
 func (c *Conn) Detach() (net.Conn, error) {
-	if c.loop.current.Load() != c {
+	if c.loop.current.Load() == c {
+		return c.loop.detach(c)
+	}
+	if c.duty.Load() == 0 {
 		return nil, ErrNotInCallback
 	}
-	return c.loop.detach(c)
+	// On a worker: the loop does it, while the callback waits.
+	var d net.Conn
+	err := ErrClosed
+	done := make(chan struct{})
+	if c.loop.inner.PostAlways(func() {
+		defer close(done)
+		d, err = c.loop.detach(c)
+	}) != nil {
+		return nil, ErrClosed
+	}
+	<-done
+	return d, err
 }
 
-// ask tells the loop that something is wanted. Inside a callback the loop sees it when the callback returns; else the
+// ask tells the loop that something is wanted. Inside a callback the loop, or the worker, sees it when the callback returns; else the
 // first request posts a letter, and those that come before it is read go with it. mu is held.
 func (c *Conn) ask(what requests) {
 	if c.state.Load() == stateClosed {
 		return
 	}
 	c.asked |= what
-	if c.asked&posted == 0 && !c.corked() {
+	if c.asked&posted == 0 && !c.corked() && (c.asked&withWorker == 0 || what&askSend != 0) {
 		c.asked |= posted
 		// Bounded by one letter a connection. It fails only when the loop is gone, and has closed every connection.
 		_ = c.loop.inner.PostAlways(func() { c.loop.answer(c) })
 	}
 }
 
-// corked tells whether a callback of the connection is running. mu is held.
+// corked tells whether a callback of the connection is running on the loop. mu is held.
 func (c *Conn) corked() bool { return c.loop.current.Load() == c }
 
 // progress notes that bytes have moved, for the idle timeout.

@@ -215,7 +215,7 @@ func (l *loop) landedDirect(c *Conn, result int32) {
 		if c.linger != 0 {
 			c.linger = l.lingerEnd() // The peer reads: it may go on.
 		}
-		l.writable(c)
+		l.drainQueue(c)
 	}
 }
 

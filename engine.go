@@ -15,6 +15,7 @@ import (
 
 	"github.com/pollux-go/pollux/internal/sys"
 	"github.com/pollux-go/pollux/poller"
+	"github.com/pollux-go/pollux/scheduler"
 )
 
 // An Engine is what everything runs on: event loops for connections with handlers, and a poller for goroutines that
@@ -27,15 +28,17 @@ type Engine struct {
 
 	stuck atomic.Uint64 // callbacks that the watchdog has counted
 
-	mu       sync.Mutex // protects what follows; loops is read without it by who has been given one
-	closed   bool
-	choice   *choice
-	loops    []*loop
-	procs    int        // what GOMAXPROCS was raised by, or lowered
-	isolated *isolation // nil: not asked for
-	poller   *poller.Poller
-	services map[*Service]struct{}
-	nets     map[*netListener]struct{}
+	mu         sync.Mutex // protects what follows; loops is read without it by who has been given one
+	closed     bool
+	choice     *choice
+	loops      []*loop
+	dispatcher *scheduler.Dispatcher // nil: every callback runs on its loop
+	workerIDs  []atomic.Uint64       // the goroutines of its workers
+	procs      int                   // what GOMAXPROCS was raised by, or lowered
+	isolated   *isolation            // nil: not asked for
+	poller     *poller.Poller
+	services   map[*Service]struct{}
+	nets       map[*netListener]struct{}
 }
 
 // New makes an engine. It reads no environment: see [ConfigFromEnv] for that. A Config that does not hold together is an
@@ -103,6 +106,9 @@ func (e *Engine) start() error {
 	if err != nil {
 		return err
 	}
+	if err := e.makeDispatcher(); err != nil {
+		return err
+	}
 	loops, err := e.openLoops()
 	for err != nil && len(e.choice.left) > 0 {
 		// What worked once does not work so many times: memory that the kernel locks has run out, for instance.
@@ -129,7 +135,7 @@ func (e *Engine) start() error {
 		takeProcs(e.procs)
 	}
 	for i, l := range loops {
-		l.pin = threads[i]
+		l.pin, l.index = threads[i], i
 		go l.run()
 	}
 	if e.config.Isolate {
@@ -227,6 +233,8 @@ type Service struct {
 	localMu sync.Mutex // protects the fields below
 	locals  []net.Addr // addresses of this end, of connections with direct descriptors, which have the index plus 1
 	localBy map[sys.Sockaddr]uint16
+
+	pace pace
 }
 
 func (e *Engine) newService(h Handler) *Service {
@@ -570,7 +578,7 @@ func (e *Engine) inHandler() bool {
 // When Shutdown returns, no handler of the service runs any more. Inside a handler it cannot wait: there it returns nil
 // at once, and goes on in the background.
 func (s *Service) Shutdown(ctx context.Context) error {
-	if s.engine.inHandler() {
+	if s.engine.inHandler() || s.engine.onWorker() {
 		go func() { _ = s.shutdown(ctx) }()
 		return nil
 	}
@@ -677,7 +685,7 @@ func (e *Engine) Shutdown(ctx context.Context) error {
 	}
 	e.closed = true
 	e.mu.Unlock()
-	if e.inHandler() {
+	if e.inHandler() || e.onWorker() {
 		go func() { _ = e.shutdown(ctx) }()
 		return nil
 	}
@@ -727,6 +735,7 @@ func (e *Engine) shutdown(ctx context.Context) error {
 			errs = append(errs, errors.New("shutdown: an event loop does not end: a handler still runs"))
 		}
 	}
+	errs = append(errs, e.endDispatcher())
 	if e.loops != nil {
 		e.undo()
 	}

@@ -31,6 +31,9 @@ type settings struct {
 
 	Spin spinTime `env:"POLLUX_SPIN" envDefault:"" allowed:"auto, off or a duration from 1us to 1s; with fifo only with POLLUX_ISOLATE" help:"how long a loop looks for events before it sleeps; auto: while it pays, and not on two CPUs or under a quota; empty: off, auto in the latency profile"`
 
+	Dispatch Dispatch `env:"POLLUX_DISPATCH" envDefault:"auto" allowed:"auto, inline, steal, workers" help:"where handlers run: on the loops, there and on workers those that are slow, on workers; auto: steal, inline on one CPU"`
+	Workers  count    `env:"POLLUX_WORKERS" envDefault:"256" allowed:"1 to 4096" help:"most workers, which are started as they are needed"`
+
 	MaxConns   count `env:"POLLUX_MAX_CONNS" envDefault:"0" allowed:"0 to 1073741824" help:"most connections with handlers at once; 0: no limit"`
 	ReadLimit  size  `env:"POLLUX_READ_LIMIT" envDefault:"1MiB" allowed:"1 to 1GiB" help:"most bytes that a handler may leave unread before its connection is closed"`
 	WriteLimit size  `env:"POLLUX_WRITE_LIMIT" envDefault:"1MiB" allowed:"1 to 1GiB" help:"most bytes queued for a peer that does not read; beyond, Write returns ErrWouldBlock"`
@@ -62,6 +65,8 @@ func (s *settings) config() (Config, error) {
 		Sched:      string(s.Sched),
 		Spin:       time.Duration(s.Spin),
 		Loops:      int(s.Loops),
+		Dispatch:   s.Dispatch,
+		Workers:    notZero(s.Workers),
 		MaxConns:   int(s.MaxConns),
 		ReadLimit:  notZero(s.ReadLimit),
 		WriteLimit: notZero(s.WriteLimit),

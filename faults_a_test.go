@@ -123,6 +123,7 @@ func TestA2EventOfAnEarlierOwner(t *testing.T) {
 	eachBackend(t, func(t *testing.T, config Config) {
 		testutil.CheckLeaks(t)
 		config.Loops = 1
+		config.Dispatch = DispatchInline // The order of the loop's events is what is tested.
 		e := newEngine(t, config)
 		opened, data := make(chan *Conn, 2), make(chan *Conn, 2)
 		s, _ := bind(t, e, "tcp", funcs{
@@ -320,6 +321,7 @@ func TestA6StaleEventsLaterInTheBatch(t *testing.T) {
 	eachBackend(t, func(t *testing.T, config Config) {
 		testutil.CheckLeaks(t)
 		config.Loops = 1
+		config.Dispatch = DispatchInline // The order of the loop's events is what is tested.
 		e := newEngine(t, config)
 		var opened []*Conn // the loop's
 		closed, answered := 0, 0

@@ -29,6 +29,7 @@ func TestF10CallbackThatDoesNotReturn(t *testing.T) {
 		testutil.CheckLeaks(t)
 		log := new(lines)
 		config.Loops, config.Logger = 1, log.logger()
+		config.Dispatch = DispatchInline // On a worker, it may take its time.
 		e := newEngine(t, config)
 		release := make(chan struct{})
 		s, a := bind(t, e, "tcp", funcs{data: func(c *Conn) error {

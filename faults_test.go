@@ -55,6 +55,13 @@ func testBackends(t testing.TB) []Kind {
 // testFeatures is the mask that io_uring is tested with.
 func testFeatures() string { return os.Getenv("POLLUX_URING_FEATURES") }
 
+// Where POLLUX_DISPATCH is set, all tests run with that.
+func init() {
+	if d := Dispatch(os.Getenv("POLLUX_DISPATCH")); d != "" {
+		defaultDispatch = func() Dispatch { return d }
+	}
+}
+
 // testDirect is the size of the tables of direct descriptors that io_uring is tested with, as POLLUX_DIRECT says; 0: none.
 func testDirect(kind Kind) int {
 	n, _ := strconv.Atoi(os.Getenv("POLLUX_DIRECT"))

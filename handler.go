@@ -4,8 +4,8 @@ package pollux
 // a server.
 //
 // One callback of a connection runs at a time, in the order of the events; callbacks of different connections run at
-// the same time, so what they share needs its own protection. Callbacks run on an event loop and must not block:
-// while one runs, the loop's other connections wait.
+// the same time, so what they share needs its own protection. Callbacks run on an event loop, whose other connections wait
+// meanwhile, or on a worker: see Config.Dispatch. Unless it is "workers", they should not block.
 //
 // An error that a callback returns closes the connection, after what was queued has been sent, and is what OnClose gets.
 // A panic closes the connection at once, and no other; OnClose gets a [*PanicError].

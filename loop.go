@@ -38,6 +38,14 @@ type loop struct {
 	current atomic.Pointer[Conn]
 	cork    outbound // belongs to the current connection, under its mutex
 
+	errands *errands     // nil: no callback goes to a worker
+	index   int          // of the engine's loops
+	away    atomic.Int64 // errands that workers have
+	ending  bool         // no errand begins any more
+	timing  int          // turns whose callbacks are measured one by one; see pace
+	turnAt  int64        // the instant at which this turn began
+	callAt  int64        // the instant at which the callback began; 0: not measured
+
 	held   poller.Event   // with Received: its bytes are being handled
 	silent bool           // the last callback has sent nothing
 	batch  []poller.Event // what Ready was given
@@ -83,6 +91,9 @@ func newLoop(e *Engine, b poller.Backend) *loop {
 		l.inner.Heat(max(0, e.config.Hot))
 	}
 	l.inner.Spin(e.config.spinBudget())
+	if e.config.Dispatch != DispatchInline {
+		l.errands = new(errands)
+	}
 	return l
 }
 
@@ -175,6 +186,8 @@ func (l *loop) end(err error) {
 		l.engine.log.Error("pollux: an event loop has failed: the engine closes", "error", err)
 		go l.engine.Close()
 	}
+	l.ending = true
+	l.settleAway()
 	for _, s := range l.sources.All {
 		l.closeSource(s, ErrShutdown)
 	}
@@ -198,13 +211,16 @@ func (l *loop) closeSource(s source, reason error) {
 
 // checkCallback finds calls that only a callback of c may make, in builds that look for such mistakes.
 func (l *loop) checkCallback(c *Conn) {
-	if invariants.Enabled && l.current.Load() != c {
+	if invariants.Enabled && l.current.Load() != c && c.duty.Load() == 0 {
 		panic("pollux: a method that belongs to the callbacks of a connection was called outside of them")
 	}
 }
 
 // Ready implements [poller.Sink].
 func (l *loop) Ready(events []poller.Event) {
+	if l.errands != nil {
+		l.turnAt = poller.Nanotime()
+	}
 	l.batch, l.next = events, 0
 	for l.next < len(l.batch) {
 		l.dispatch()
@@ -264,6 +280,9 @@ func (l *loop) EndTurn() (more bool) {
 	for n := len(l.again); n > 0; {
 		n = l.readAgain(n)
 	}
+	if l.errands != nil {
+		l.clockTurn()
+	}
 	return len(l.again) > 0
 }
 
@@ -277,6 +296,10 @@ func (l *loop) readAgain(n int) (left int) {
 		left--
 		if s, ok := l.sources.Get(token); ok {
 			if c := s.conn; c != nil {
+				if r := l.elsewhere(c); r != nil {
+					r.kept |= keptAgain
+					continue
+				}
 				c.flags &^= flagAgain
 				l.read(c)
 			} else {
@@ -299,11 +322,21 @@ func (l *loop) later(c *Conn) {
 // event handles one event of a connection.
 func (l *loop) event(c *Conn, ready poller.Ready) {
 	const both = poller.HungUp | poller.Failed
+	if r := l.elsewhere(c); r != nil {
+		l.keepEvent(r, ready)
+		return
+	}
 	if ready&(poller.PeerClosed|poller.Urgent|both) != 0 {
 		c.flags |= flagTalkative
 	}
-	if ready&(poller.Writable|both) != 0 && c.blocked.Load() && !l.writable(c) {
-		return
+	if ready&(poller.Writable|both) != 0 && c.blocked.Load() {
+		if !l.writable(c) {
+			return
+		}
+		if r := l.elsewhere(c); r != nil {
+			l.keepEvent(r, ready)
+			return
+		}
 	}
 	if ready&both != 0 && (c.flags&flagEOF != 0 || c.paused.Load()) && c.linger == 0 {
 		l.hungUp(c, ready)
@@ -362,9 +395,7 @@ func (l *loop) read(c *Conn) {
 		c.flags &^= flagDeliver
 		if len(c.in.view) > 0 {
 			l.later(c)
-			l.enter(c)
-			err := c.service.handler.OnData(c)
-			l.finish(c, err)
+			l.call(c, onData)
 			return
 		}
 	}
@@ -402,8 +433,14 @@ func (l *loop) read(c *Conn) {
 		} else {
 			l.later(c)
 		}
+		bulk := c.flags&(flagBulk|flagMayRead) == flagBulk
+		if bulk && l.offloads(c) {
+			l.readBulk(c, n)
+			l.rearm(c)
+			bulk = false
+		}
 		l.data(c)
-		if c.flags&(flagBulk|flagMayRead) == flagBulk {
+		if bulk {
 			l.readBulk(c, n)
 			l.rearm(c)
 		}
@@ -415,8 +452,26 @@ func (l *loop) data(c *Conn) {
 	if c.idle.Load() != 0 {
 		c.active.Store(l.inner.Now())
 	}
+	l.call(c, onData)
+}
+
+// call runs a callback of c, here or on a worker.
+func (l *loop) call(c *Conn, what callback) {
+	if l.offloads(c) && l.sendAway(c, what, nil) {
+		return
+	}
 	l.enter(c)
-	err := c.service.handler.OnData(c)
+	var err error
+	switch h := c.service.handler; what {
+	case onOpen:
+		err = h.OnOpen(c)
+	case onData:
+		err = h.OnData(c)
+	case onEOF:
+		err = h.OnEOF(c)
+	case onWritable:
+		err = h.OnWritable(c)
+	}
 	l.finish(c, err)
 }
 
@@ -428,9 +483,7 @@ func (l *loop) ended(c *Conn) {
 	case c.flags&flagEOF == 0:
 		c.flags |= flagEOF
 		if c.state.Load() < stateClosing {
-			l.enter(c)
-			err := c.service.handler.OnEOF(c)
-			l.finish(c, err)
+			l.call(c, onEOF)
 		}
 		if !c.isClosed() {
 			l.watch(c)
@@ -452,21 +505,33 @@ func (l *loop) enter(c *Conn) {
 	l.current.Store(c)
 	l.calls.Store(l.calls.Load() + 1)
 	dog.rouse()
+	if l.timing > 0 {
+		l.callAt = poller.Nanotime()
+	}
 }
 
 // finish ends a callback: it sends what was gathered, keeps what was not read, and does what was asked for. err is what
 // the handler returned.
 func (l *loop) finish(c *Conn, err error) {
+	if l.callAt != 0 {
+		c.service.pace.note(poller.Nanotime() - l.callAt)
+		l.callAt = 0
+	}
 	asked, paused, failed := l.leave(c)
+	if failed != nil && c.fd >= 0 {
+		l.destroy(c, failed) // The peer is gone: nobody is left to linger for.
+		return
+	}
+	l.conclude(c, err, asked, paused)
+}
+
+// conclude is the end of finish, wherever the callback has run.
+func (l *loop) conclude(c *Conn, err error, asked requests, paused bool) {
 	if paused && c.flags&(flagArmed|flagBulk) != 0 {
 		l.pauseInput(c)
 	}
 	if c.fd < 0 {
 		l.closed(c, ErrDetached)
-		return
-	}
-	if failed != nil {
-		l.destroy(c, failed) // The peer is gone: nobody is left to linger for.
 		return
 	}
 	c.in.keep()
@@ -516,6 +581,10 @@ func (l *loop) leave(c *Conn) (asked requests, paused bool, err error) {
 
 // answer does what other goroutines have asked for.
 func (l *loop) answer(c *Conn) {
+	if r := l.elsewhere(c); r != nil {
+		l.answerAway(r)
+		return
+	}
 	c.mu.Lock()
 	asked := c.asked &^ (posted | askWritable | spoke)
 	c.asked &= askWritable
@@ -531,16 +600,29 @@ func (l *loop) guard(f func()) {
 	f()
 }
 
-// async runs a function that Async was given.
-func (l *loop) async(c *Conn, fn func(*Conn)) {
-	if c.isClosed() || c.linger != 0 {
+// async runs functions that Async was given.
+func (l *loop) async(c *Conn, fns ...func(*Conn)) {
+	if c.isClosed() {
 		return
 	}
-	l.guard(func() {
-		l.enter(c)
-		fn(c)
-		l.finish(c, nil)
-	})
+	if r := l.elsewhere(c); r != nil {
+		r.calls = append(r.calls, fns...)
+		return
+	}
+	if c.linger != 0 || l.offloads(c) && l.sendAway(c, onAsync, nil, fns...) {
+		return
+	}
+	for i, fn := range fns {
+		if i > 0 && (c.isClosed() || c.linger != 0 || c.duty.Load() != 0) {
+			l.async(c, fns[i:]...) // What the one before has done comes first.
+			return
+		}
+		l.guard(func() {
+			l.enter(c)
+			fn(c)
+			l.finish(c, nil)
+		})
+	}
 }
 
 func (c *Conn) isClosed() bool { return c.state.Load() == stateClosed }
@@ -549,6 +631,9 @@ func (c *Conn) isClosed() bool { return c.state.Load() == stateClosed }
 func (l *loop) attend(c *Conn, asked requests, err error) {
 	if asked&askRetry != 0 {
 		l.starve(c)
+	}
+	if asked&askBroken != 0 {
+		l.disarm(c) // The read that follows finds the end.
 	}
 	if asked&askPoll != 0 && l.completes(c) {
 		if e := l.completer.AwaitWritable(int(c.fd), c.token); e != nil && err == nil {
@@ -567,9 +652,6 @@ func (l *loop) attend(c *Conn, asked requests, err error) {
 		l.beginClose(c, err)
 		return
 	}
-	if asked&askDrained != 0 && !l.writable(c) {
-		return
-	}
 	if c.flags&flagEOF != 0 && c.linger == 0 && c.finished() {
 		l.destroy(c, nil) // Both directions have ended.
 		return
@@ -578,6 +660,12 @@ func (l *loop) attend(c *Conn, asked requests, err error) {
 		// In the next turn and not here: a handler that pauses and resumes each time must not call itself.
 		c.flags |= flagMayRead | flagDeliver
 		l.later(c)
+	}
+	if asked&askDrained != 0 && !l.writable(c) {
+		return
+	}
+	if r := l.elsewhere(c); r != nil {
+		return // It is looked at again when that callback has ended.
 	}
 	l.maybeDrained(c)
 }
@@ -605,9 +693,7 @@ func (l *loop) writable(c *Conn) bool {
 		}
 		return !c.isClosed()
 	case tell:
-		l.enter(c)
-		err := c.service.handler.OnWritable(c)
-		l.finish(c, err)
+		l.call(c, onWritable)
 		return !c.isClosed()
 	}
 	l.maybeDrained(c)
@@ -651,9 +737,14 @@ func (l *loop) Due(token poller.Token) {
 		starved := l.starved
 		l.starved = nil
 		for _, c := range starved {
-			if !c.isClosed() {
-				l.guard(func() { l.writable(c) })
+			if c.isClosed() {
+				continue
 			}
+			if r := l.elsewhere(c); r != nil {
+				l.keepEvent(r, poller.Writable)
+				continue
+			}
+			l.guard(func() { l.writable(c) })
 		}
 		return
 	}
@@ -665,7 +756,16 @@ func (l *loop) Due(token poller.Token) {
 		s.acceptor.resume()
 		return
 	}
-	c, now := s.conn, l.inner.Now()
+	l.due(s.conn)
+}
+
+// due looks at the deadlines of a connection.
+func (l *loop) due(c *Conn) {
+	if r := l.elsewhere(c); r != nil {
+		r.kept |= keptDue
+		return
+	}
+	now := l.inner.Now()
 	if c.timer > now {
 		return // An older timer of a deadline that has come nearer, and has been met.
 	}
@@ -809,6 +909,13 @@ func (l *loop) discard(c *Conn) {
 
 // destroy closes a connection now, and tells the handler.
 func (l *loop) destroy(c *Conn, reason error) {
+	if r := l.elsewhere(c); r != nil {
+		if r.kept&keptClose == 0 {
+			r.kept |= keptClose
+			r.toReason = reason
+		}
+		return
+	}
 	c.mu.Lock()
 	if c.isClosed() {
 		c.mu.Unlock()
@@ -839,6 +946,9 @@ func (l *loop) destroy(c *Conn, reason error) {
 
 // closed tells the handler of the end of a connection, and counts it.
 func (l *loop) closed(c *Conn, reason error) {
+	if l.offloads(c) && l.sendAway(c, onClose, reason) {
+		return
+	}
 	defer c.service.leave(l)
 	defer func() {
 		v := recover()
@@ -865,18 +975,24 @@ func (l *loop) register(c *Conn) {
 		return
 	}
 	c.token = token
-	l.guard(func() {
-		l.enter(c)
-		err := c.service.handler.OnOpen(c)
-		l.finish(c, err)
-	})
-	if c.isClosed() {
-		return
-	}
-	// Only now, so that no event comes before OnOpen has returned: what is there already makes the first edge.
-	if err := l.arm(c); err != nil {
-		l.destroy(c, err)
-		return
+	if l.offloads(c) {
+		// What comes is kept until OnOpen has returned.
+		err := l.arm(c)
+		l.guard(func() { l.call(c, onOpen) })
+		if err != nil && !c.isClosed() {
+			l.destroy(c, err)
+			return
+		}
+	} else {
+		l.guard(func() { l.call(c, onOpen) })
+		if c.isClosed() {
+			return
+		}
+		// Only now, so that no event comes before OnOpen has returned: what is there already makes the first edge.
+		if err := l.arm(c); err != nil {
+			l.destroy(c, err)
+			return
+		}
 	}
 	if c.service.draining.Load() {
 		l.drain(c)
@@ -886,6 +1002,10 @@ func (l *loop) register(c *Conn) {
 // drain has a connection closed as soon as nothing is under way: once the kernel has no byte for it, the handler has
 // consumed everything, nothing is queued, and it is not paused.
 func (l *loop) drain(c *Conn) {
+	if r := l.elsewhere(c); r != nil {
+		r.kept |= keptDrain
+		return
+	}
 	c.flags |= flagDraining
 	if c.flags&flagArmed != 0 {
 		l.disarm(c) // What is under way comes first; then it is read until nothing is there.
@@ -949,6 +1069,10 @@ func (l *loop) detach(c *Conn) (net.Conn, error) {
 		return nil, ErrWouldBlock
 	}
 	rest := append([]byte(nil), c.in.view...)
+	if r := l.elsewhere(c); r != nil {
+		rest = append(rest, r.late...)
+		r.late = r.late[:0]
+	}
 	c.in = inbound{}
 	c.fd = -1
 	c.state.Store(stateClosed)

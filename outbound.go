@@ -167,7 +167,7 @@ func (c *Conn) sendv(bufs [][]byte, total int) (int, error) {
 
 // sent looks at the result of a send of some bytes. done says that it makes no sense to go on.
 func (c *Conn) sent(n int, errno sys.Errno) (done bool, err error) {
-	if c.corked() {
+	if c.asked&withWorker != 0 || c.corked() {
 		c.asked |= spoke
 	}
 	switch errno {
@@ -195,6 +195,9 @@ func (c *Conn) sent(n int, errno sys.Errno) (done bool, err error) {
 		c.blocked.Store(true)
 		c.ask(askRetry)
 		return true, nil
+	}
+	if c.loop.completer != nil {
+		c.ask(askBroken) // The receive that is armed may not hear of it: see alive.
 	}
 	return true, os.NewSyscallError(sys.OpSend.String(), errno)
 }

@@ -31,7 +31,7 @@ type Loop struct {
 	sink    Sink
 	events  []Event
 	mailbox Mailbox
-	letters *letter // that were taken from it
+	letters *Letter // that were taken from it
 	stopped atomic.Bool
 
 	timers  timers
@@ -113,19 +113,7 @@ func (l *Loop) Run() error {
 		l.now = 0
 		l.sink.Ready(l.events[:n])
 		busy = n > 0
-		posts := uint64(0)
-		if l.letters == nil {
-			l.letters = l.mailbox.take()
-		}
-		for l.letters != nil {
-			// Taken off first: should it end the goroutine (runtime.Goexit), the next Run goes on with the others.
-			letter := l.letters
-			l.letters = letter.next
-			letter.run()
-			posts++
-		}
-		l.counters.posts.add(posts)
-		busy = busy || posts > 0
+		busy = l.RunPosts() || busy
 		more = false
 		if at, ok := l.timers.next(); ok {
 			busy = busy || at <= l.Now()
@@ -291,7 +279,13 @@ func (l *Loop) Post(run func()) error {
 
 // PostAlways is Post without the bound, for callers that have one themselves, as one post a connection.
 func (l *Loop) PostAlways(run func()) error {
-	wake, err := l.mailbox.postAlways(run)
+	return l.PostLetter(&Letter{Run: run})
+}
+
+// PostLetter is PostAlways of a letter that the caller owns, and must not post again before it runs: it may be posted again from
+// then on.
+func (l *Loop) PostLetter(letter *Letter) error {
+	wake, err := l.mailbox.postAlways(letter)
 	l.counters.woken(wake)
 	if wake {
 		_ = l.backend.Break()
@@ -305,13 +299,36 @@ func (l *Loop) Stop() {
 	_ = l.backend.Break()
 }
 
+// RunPosts runs what was posted, and tells whether there was something. Run does so each turn; it is for the goroutine that ran
+// the loop, after Run has returned, which waits for a post before it calls Drain.
+func (l *Loop) RunPosts() (any bool) {
+	posts := uint64(0)
+	if l.letters == nil {
+		l.letters = l.mailbox.take()
+	}
+	for l.letters != nil {
+		// Taken off first: should it end the goroutine (runtime.Goexit), the next Run goes on with the others.
+		letter := l.letters
+		l.letters = letter.next
+		letter.Run()
+		posts++
+	}
+	l.counters.posts.add(posts)
+	return posts > 0
+}
+
 // Drain closes the mailbox and runs what is still in it. It is for the goroutine that ran the loop, after Run has
 // returned, so that nobody waits for a post for ever.
 func (l *Loop) Drain() {
-	for ; l.letters != nil; l.letters = l.letters.next {
-		l.letters.run()
+	runAll := func(letter *Letter) {
+		for letter != nil {
+			run := letter.Run
+			letter = letter.next // First: it may be posted again from here on.
+			run()
+		}
 	}
-	for letter := l.mailbox.close(); letter != nil; letter = letter.next {
-		letter.run()
-	}
+	taken := l.letters
+	l.letters = nil
+	runAll(taken)
+	runAll(l.mailbox.close())
 }

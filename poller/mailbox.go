@@ -14,7 +14,7 @@ const mailboxMost = 1 << 16
 // Source: a Treiber stack that is only ever emptied whole, so that no letter can come back under a compare-and-swap
 // (no ABA), turned round by its reader; the parked flag is the eventcount of 1024cores.net.
 type Mailbox struct {
-	head   atomic.Pointer[letter]
+	head   atomic.Pointer[Letter]
 	length atomic.Int64
 	parked atomic.Uint32 // awake, asleep or rescued
 
@@ -29,13 +29,14 @@ const (
 	rescued // the same, and rescue wakes it
 )
 
-type letter struct {
-	next *letter
-	run  func()
+// A Letter is a post that its sender owns, and so costs no memory: see [Loop.PostLetter].
+type Letter struct {
+	next *Letter
+	Run  func()
 }
 
 // shut stands at the head of a box that has been closed.
-var shut = new(letter)
+var shut = new(Letter)
 
 // post adds run. wake says that the owner sleeps and that it falls to this caller to wake it.
 func (m *Mailbox) post(run func()) (wake bool, err error) {
@@ -43,20 +44,19 @@ func (m *Mailbox) post(run func()) (wake bool, err error) {
 		m.length.Add(-1)
 		return false, ErrMailboxFull
 	}
-	return m.push(run)
+	return m.push(&Letter{Run: run})
 }
 
-// postAlways adds run however full the box is. It is for posts that are bounded by other means.
-func (m *Mailbox) postAlways(run func()) (wake bool, err error) {
+// postAlways adds a letter however full the box is. It is for posts that are bounded by other means.
+func (m *Mailbox) postAlways(l *Letter) (wake bool, err error) {
 	m.length.Add(1)
-	return m.push(run)
+	return m.push(l)
 }
 
-func (m *Mailbox) push(run func()) (wake bool, err error) {
+func (m *Mailbox) push(l *Letter) (wake bool, err error) {
 	// Publishes that a wake may follow; pairs with the load in overlooked.
 	m.posting.Add(1)
 	defer m.posting.Add(-1)
-	l := &letter{run: run}
 	for {
 		l.next = m.head.Load()
 		if l.next == shut {
@@ -109,7 +109,7 @@ func (m *Mailbox) overlooked() bool {
 func (m *Mailbox) rescue() (wake bool) { return m.parked.CompareAndSwap(asleep, rescued) }
 
 // take returns all letters, oldest first.
-func (m *Mailbox) take() *letter {
+func (m *Mailbox) take() *Letter {
 	if m.head.Load() == nil {
 		return nil
 	}
@@ -117,12 +117,12 @@ func (m *Mailbox) take() *letter {
 }
 
 // close refuses letters from now on and returns those that were accepted before: none is lost between the two.
-func (m *Mailbox) close() *letter { return m.empty(shut) }
+func (m *Mailbox) close() *Letter { return m.empty(shut) }
 
-func (m *Mailbox) empty(with *letter) *letter {
+func (m *Mailbox) empty(with *Letter) *Letter {
 	// Take ownership of the whole chain.
 	newest := m.head.Swap(with)
-	var oldest *letter
+	var oldest *Letter
 	n := int64(0)
 	for newest != nil && newest != shut {
 		l := newest

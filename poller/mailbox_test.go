@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-func drain(l *letter) (n int) {
+func drain(l *Letter) (n int) {
 	for ; l != nil; l = l.next {
-		l.run()
+		l.Run()
 		n++
 	}
 	return n
@@ -30,7 +30,7 @@ func TestMailboxExactlyOnceInOrder(t *testing.T) {
 			for i := range each {
 				post := m.post
 				if p%2 == 0 {
-					post = m.postAlways
+					post = func(run func()) (bool, error) { return m.postAlways(&Letter{Run: run}) }
 				}
 				_, err := post(func() {
 					if next[p] != i {
@@ -82,7 +82,7 @@ func TestMailboxBound(t *testing.T) {
 			t.Fatalf("a full box says %v", err)
 		}
 	}
-	if _, err := m.postAlways(func() {}); err != nil {
+	if _, err := m.postAlways(&Letter{Run: func() {}}); err != nil {
 		t.Fatal(err)
 	}
 	if n := drain(m.take()); n != mailboxMost+1 {
@@ -92,7 +92,7 @@ func TestMailboxBound(t *testing.T) {
 		t.Fatalf("an emptied box says %v", err)
 	}
 	m.close()
-	for _, post := range []func(func()) (bool, error){m.post, m.postAlways} {
+	for _, post := range []func(func()) (bool, error){m.post, func(run func()) (bool, error) { return m.postAlways(&Letter{Run: run}) }} {
 		if wake, err := post(func() {}); !errors.Is(err, ErrClosed) || wake {
 			t.Fatalf("a closed box says %v, %v", wake, err)
 		}
@@ -151,7 +151,7 @@ func TestMailboxNoLostWakeUp(t *testing.T) {
 	for range posters {
 		all.Go(func() {
 			for i := range each {
-				wake, err := m.postAlways(func() {})
+				wake, err := m.postAlways(&Letter{Run: func() {}})
 				if err != nil {
 					t.Error(err)
 				}
@@ -230,7 +230,7 @@ func TestMailboxRescue(t *testing.T) {
 		t.Fatal("the owner of an empty box may not sleep")
 	}
 	m.posting.Add(1) // A poster, whose thread is taken away behind the swap.
-	m.head.Store(&letter{run: func() {}})
+	m.head.Store(&Letter{Run: func() {}})
 	if m.overlooked() {
 		t.Error("somebody is about to wake the owner, and it counts as overlooked")
 	}

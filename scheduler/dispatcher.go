@@ -21,8 +21,10 @@ const (
 // Config says what a [Dispatcher] runs, and with how much.
 type Config struct {
 	// Run runs one item, on the goroutine of a worker, whose number it is given. It may block. Its panic is not
-	// recovered, and it must not end its goroutine.
+	// recovered. If it ends its goroutine (runtime.Goexit), the worker goes on with another one.
 	Run func(worker int, item Item)
+	// Begin, if set, is called on a worker's goroutine before it runs items.
+	Begin func(worker int)
 	// Sources is how many loops there are. Each has a source of its own.
 	Sources int
 	// Capacity is how many items a source holds: a power of two from 2 to 2^20.
@@ -99,6 +101,7 @@ func (c *Config) check() error {
 // and P3. So nothing watches a dispatcher that keeps up, and items that block need no clock.
 type Dispatcher struct {
 	run      func(worker int, item Item)
+	begin    func(worker int)
 	order    func(worker, source int) int
 	retire   time.Duration
 	parallel int32
@@ -114,6 +117,7 @@ type Dispatcher struct {
 	watching atomic.Bool  // there is a watch, or somebody is about to start it
 	closed   atomic.Bool  // set under mu
 	watch    bell         // rung by Close
+	seen     []uint64     // the watch's: the state of each worker at its last look
 	_        [padding]byte
 
 	wakes    atomic.Uint64
@@ -143,11 +147,12 @@ func open(c Config, channels bool) (*Dispatcher, error) {
 		c.Injector = injectorDefault
 	}
 	d := &Dispatcher{
-		run: c.Run, order: c.Order, retire: c.Retire, parallel: int32(max(c.Parallel, 1)), most: int32(c.Workers), channels: channels,
+		run: c.Run, begin: c.Begin, order: c.Order, retire: c.Retire, parallel: int32(max(c.Parallel, 1)), most: int32(c.Workers), channels: channels,
 		injector: NewInjector(c.Injector),
 		workers:  make([]atomic.Pointer[worker], c.Workers),
 		idle:     newIdleSet(c.Workers),
 		watch:    newBell(channels),
+		seen:     make([]uint64, c.Workers),
 		free:     make([]uint64, (c.Workers+63)/64),
 		ended:    make(chan struct{}),
 	}
@@ -350,7 +355,7 @@ const (
 
 // look is the watch: see [Dispatcher].
 func (d *Dispatcher) look() {
-	seen := make([]uint64, d.most) // the state of each worker at the last look
+	seen := d.seen
 	quiet := 0
 	for !d.watch.wait(blockedAfter) {
 		all := d.allBlocked(seen)

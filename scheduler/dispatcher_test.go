@@ -774,3 +774,33 @@ func TestBell(t *testing.T) {
 		}
 	})
 }
+
+// TestGoexit has items end their goroutines: the worker goes on with others, and runs the rest.
+func TestGoexit(t *testing.T) {
+	testutil.CheckLeaks(t)
+	const items = 200
+	var ran, began atomic.Int64
+	d := start(t, Config{
+		Run: func(_ int, item Item) {
+			ran.Add(1)
+			if item%3 == 0 {
+				runtime.Goexit()
+			}
+		},
+		Begin:   func(int) { began.Add(1) },
+		Workers: 2,
+	})
+	for i := range items {
+		if !d.Submit(Item(i + 1)) {
+			t.Fatal("an item was refused")
+		}
+		d.Wake()
+	}
+	eventually(t, "all items have run", func() bool { return ran.Load() == items && d.Stats().Run == items })
+	if n := began.Load(); n < items/3 {
+		t.Errorf("a worker has begun %d times for %d ends", n, items/3)
+	}
+	if s := d.Stats(); s.Workers < 1 || s.Workers > 2 {
+		t.Errorf("there are %d workers", s.Workers)
+	}
+}

@@ -2,8 +2,11 @@ package scheduler
 
 import (
 	"cmp"
+	"runtime"
 	"slices"
 	"sync/atomic"
+
+	"github.com/pollux-go/pollux/internal/sys"
 )
 
 const (
@@ -58,13 +61,20 @@ func newWorker(d *Dispatcher, number int) *worker {
 }
 
 // work is the life of a worker, which starts with the search.
-func (w *worker) work() {
+func (w *worker) work() { w.workOn(true) }
+
+// workOn is work, with the search or without.
+func (w *worker) workOn(search bool) {
 	d := w.d
-	search, duty := true, false
+	duty := !search // What came while its last goroutine ended may have found nobody.
+	if d.begin != nil {
+		d.begin(w.number)
+	}
 	for !d.closed.Load() {
 		item, moved, ok := w.take()
 		if !ok {
 			if search, ok = w.park(search); !ok {
+				endThread()
 				return
 			}
 			duty = true
@@ -86,6 +96,15 @@ func (w *worker) work() {
 	d.bury(w)
 	d.leave()
 	d.mu.Unlock()
+	endThread()
+}
+
+// endThread makes the calling goroutine's thread end with it. It has slept in a system call, so that the runtime may have made
+// another one in its place, and would keep both for ever.
+func endThread() {
+	if !sys.IsFirstThread() {
+		runtime.LockOSThread()
+	}
 }
 
 // runItem runs item, unless the dispatcher was closed: then it leaves it to Close.
@@ -98,8 +117,15 @@ func (w *worker) runItem(item Item) bool {
 		w.d.mu.Unlock()
 		return false
 	}
+	ended := false
+	defer func() {
+		w.state.Add(workerRan - workerRunning)
+		if !ended {
+			go w.workOn(false) // Or this is a panic that ends the process.
+		}
+	}()
 	w.d.run(w.number, item)
-	w.state.Add(workerRan - workerRunning)
+	ended = true
 	return true
 }
 

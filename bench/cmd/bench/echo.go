@@ -60,6 +60,9 @@ func (b *bench) echo(ctx context.Context, scenario string) error {
 		if scenario == "busy" {
 			way += fmt.Sprintf("; beside the server %d goroutines compute and %d allocate", o.burn, o.churn)
 		}
+		if scenario == "skew" {
+			way += fmt.Sprintf("; one request in a hundred, which is not counted, sleeps %v and computes %v", o.sleep, o.compute)
+		}
 		b.heading(fmt.Sprintf("%d %s, %d bytes, %s", g.Conns, plural(g.Conns, "connection", "connections"), o.size, way))
 		table, sentences := g.Table(), g.Sentences()
 		switch scenario {
@@ -155,6 +158,7 @@ func (b *bench) measure(ctx context.Context, c contender, cfg load.Config) (repo
 	var edges [2]edge
 	cfg.Addr, cfg.Size, cfg.Pipeline = s.addr, b.o.size, b.o.pipeline
 	cfg.Warmup, cfg.Spin = b.o.warmup, b.spin
+	cfg.Skew = b.o.sleep > 0 || b.o.compute > 0
 	cfg.Start = func() { edges[0] = readEdge(s.pid(), b.o.serverCPUs) }
 	cfg.End = func() { edges[1] = readEdge(s.pid(), b.o.serverCPUs) }
 	r, err := load.Run(ctx, cfg)

@@ -5,6 +5,7 @@
 //	go run ./cmd/bench echo             about eight minutes
 //	go run ./cmd/bench echo -share 0.5  latency at half of std's peak, open loop
 //	go run ./cmd/bench busy             latency in a process that computes all the time
+//	go run ./cmd/bench skew             latency of requests beside others that are slow
 //	go run ./cmd/bench pingpong         latency of one connection, with and without a spin
 //	go run ./cmd/bench handover         from a handler to the goroutine that it sends to
 //	go run ./cmd/bench idle             memory per idle connection
@@ -29,10 +30,11 @@ import (
 
 const usage = `bench compares echo servers: pollux, Go's net, other event libraries, C.
 
-usage: bench [echo|busy|pingpong|handover|idle|conns|list] [flags]
+usage: bench [echo|busy|skew|pingpong|handover|idle|conns|list] [flags]
 
   echo      requests/s, latency and CPU per request (the default)
   busy      latency while the server's process computes or collects garbage
+  skew      latency of requests beside others that are slow
   pingpong  latency of one connection, with servers that sleep and servers that spin
   handover  from a handler to the goroutine that it sends to
   idle      memory per idle connection
@@ -69,7 +71,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return nil
 	}
 	switch name {
-	case "echo", "busy", "pingpong", "handover", "idle":
+	case "echo", "busy", "skew", "pingpong", "handover", "idle":
 		o, err := parseOptions(ctx, name, args, stderr)
 		if err != nil {
 			return err

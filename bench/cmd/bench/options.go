@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/pollux-go/pollux/bench/internal/proc"
+	"github.com/pollux-go/pollux/bench/internal/skew"
 )
 
 // options is the command line.
@@ -40,6 +41,9 @@ type options struct {
 
 	// The busy scenario's, besides.
 	burn, churn int
+
+	// The skew scenario's.
+	sleep, compute time.Duration
 }
 
 const echoUsage = `bench echo measures requests/s, latency and CPU time per request.
@@ -88,6 +92,13 @@ time, and are compared with a loop in C that spins too. The rest is as in bench 
 flags:
 `
 
+const skewUsage = `bench skew measures how requests fare beside others that are slow: one in a hundred,
+by its first bytes, sleeps in the handler (-sleep), or computes (-compute). The
+latencies are those of the other requests. The rest is as in bench echo.
+
+flags:
+`
+
 const handoverUsage = `bench handover measures how long an ordinary goroutine takes to run when a handler
 sends to a channel that it waits on: with the server's loop idle and busy, and
 without and with goroutines that compute. The servers measure it themselves.
@@ -110,6 +121,8 @@ func parseOptions(ctx context.Context, name string, args []string, stderr io.Wri
 		text = pingpongUsage
 	case "handover":
 		text = handoverUsage
+	case "skew":
+		text = skewUsage
 	}
 	f.Usage = func() {
 		fmt.Fprint(stderr, text)
@@ -144,6 +157,10 @@ func parseOptions(ctx context.Context, name string, args []string, stderr io.Wri
 			f.IntVar(&o.burn, "burn", 2, "number of goroutines that compute")
 			f.IntVar(&o.churn, "churn", 0, "number of goroutines that allocate")
 		}
+		if name == "skew" {
+			f.DurationVar(&o.sleep, "sleep", 0, "how long a slow request sleeps (5ms, unless -compute is set)")
+			f.DurationVar(&o.compute, "compute", 0, "how long a slow request computes")
+		}
 		f.DurationVar(&o.deadline, "deadline", 0, "read deadline set before every read; only the servers that list marks with it take part")
 		f.StringVar(&o.client, "client", "auto", "how the client waits: spin, block, or auto: spin where it has a CPU to itself")
 		f.BoolVar(&quick, "quick", false, "a run of about a minute: -conns 1,64 -rounds 3 -duration 1s -warmup 200ms, where not set, without the servers on io_uring")
@@ -162,6 +179,8 @@ func parseOptions(ctx context.Context, name string, args []string, stderr io.Wri
 		servers = busyServers()
 	case name == "pingpong":
 		servers = pingpongServers()
+	case name == "skew":
+		servers = skewServers()
 	case name == "handover":
 		servers = handoverServers()
 	default:
@@ -170,6 +189,7 @@ func parseOptions(ctx context.Context, name string, args []string, stderr io.Wri
 	presets := map[string][][2]string{
 		"busy":     {{"conns", "16"}, {"rate", "5000"}, {"duration", "3s"}},
 		"handover": {{"base", handoverBase}, {"duration", "2s"}},
+		"skew":     {{"conns", "256"}, {"rate", "5000"}, {"duration", "3s"}},
 		"pingpong": {{"conns", "1"}, {"duration", "1s"}, {"rounds", "7"}},
 	}
 	if of := presets[name]; of != nil {
@@ -180,6 +200,9 @@ func parseOptions(ctx context.Context, name string, args []string, stderr io.Wri
 				}
 			}
 		}
+	}
+	if name == "skew" && !set["sleep"] && !set["compute"] {
+		o.sleep = 5 * time.Millisecond
 	}
 	if quick {
 		for _, preset := range [][2]string{{"conns", "1,64"}, {"rounds", "3"}, {"duration", "1s"}, {"warmup", "200ms"}} {
@@ -253,8 +276,12 @@ func (o *options) check(name string) error {
 		return fmt.Errorf("-pipeline is for the closed loop: at a fixed rate nothing limits the requests under way")
 	case o.burn < 0 || o.churn < 0:
 		return fmt.Errorf("-burn and -churn must not be negative")
-	case name == "busy" && o.rate == 0 && o.share == 0:
-		return fmt.Errorf("busy is an open loop: -rate or -share is needed")
+	case (name == "busy" || name == "skew") && o.rate == 0 && o.share == 0:
+		return fmt.Errorf("%s is an open loop: -rate or -share is needed", name)
+	case o.sleep < 0 || o.compute < 0:
+		return fmt.Errorf("-sleep and -compute must not be negative")
+	case name == "skew" && o.size < skew.Least:
+		return fmt.Errorf("-size %d: %d bytes are needed to tell the slow requests", o.size, skew.Least)
 	case o.deadline < 0:
 		return fmt.Errorf("-deadline must not be negative")
 	case o.client != "auto" && o.client != "spin" && o.client != "block":

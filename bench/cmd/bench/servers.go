@@ -126,6 +126,25 @@ func busyServers() string {
 	return strings.Join(list, ",")
 }
 
+// skewServers is the list of a skew run that is not told one: what is written in Go, and pollux in each way to dispatch.
+func skewServers() string {
+	var list []string
+	for _, p := range programs {
+		switch {
+		case p.c || p.handover:
+		case p.name == "pollux":
+			for _, backend := range []string{"epoll", "io_uring"} {
+				for _, dispatch := range []string{"inline", "steal", "workers"} {
+					list = append(list, "pollux@POLLUX_BACKEND="+backend+"@POLLUX_DISPATCH="+dispatch)
+				}
+			}
+		default:
+			list = append(list, p.name)
+		}
+	}
+	return strings.Join(list, ",")
+}
+
 // spinning is the row of pingpong that the others are compared with, beside the base: in C, and never asleep.
 const spinning = "c-epoll@SPIN=1"
 
@@ -258,6 +277,9 @@ func (c contender) start(ctx context.Context, l *proc.Launcher, o *options) (*ch
 	args := []string{"-addr", addr, "-loops", strconv.Itoa(o.loops)}
 	if o.burn > 0 || o.churn > 0 {
 		args = append(args, "-burn", strconv.Itoa(o.burn), "-churn", strconv.Itoa(o.churn))
+	}
+	if o.sleep > 0 || o.compute > 0 {
+		args = append(args, "-sleep", o.sleep.String(), "-compute", o.compute.String(), "-size", strconv.Itoa(o.size))
 	}
 	if c.blocking {
 		// A buffer for all that a client may have under way, within reason: what the

@@ -27,6 +27,8 @@ import (
 
 	"github.com/HdrHistogram/hdrhistogram-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/pollux-go/pollux/bench/internal/skew"
 )
 
 const (
@@ -66,6 +68,9 @@ type Config struct {
 	// client out of the server's sends.
 	Spin bool
 
+	// Skew leaves the requests that the servers take their time for out of Latency: Slow has them.
+	Skew bool
+
 	// Start and End are called on the generator's thread at the two edges of the
 	// timed window, to read the server's counters. They may be nil.
 	Start, End func()
@@ -84,6 +89,9 @@ type Result struct {
 	// answer came.
 	Latency *hdrhistogram.Histogram
 
+	// Slow is Latency of the slow requests, where Config.Skew tells them from the others.
+	Slow *hdrhistogram.Histogram
+
 	// Lag is how late the generator itself sent, in nanoseconds; open loop only. It
 	// is part of Latency: where it is not small against it, the generator and not
 	// the server was measured.
@@ -100,6 +108,8 @@ func (c *Config) check() error {
 		return fmt.Errorf("%d connections: at least 1 is needed", c.Conns)
 	case c.Size < 1:
 		return fmt.Errorf("message size %d: at least 1 byte is needed", c.Size)
+	case c.Skew && (c.Rate == 0 || c.Size < skew.Least):
+		return fmt.Errorf("slow requests are told from others in an open loop, of %d bytes at least", skew.Least)
 	case c.Pipeline < 1:
 		return fmt.Errorf("pipeline depth %d: at least 1 is needed", c.Pipeline)
 	case c.Rate < 0:
@@ -202,6 +212,7 @@ func newGenerator(ctx context.Context, cfg Config) (*generator, error) {
 		ctx:    ctx,
 	}
 	g.result.Latency = hdrhistogram.New(1, latencyMax, latencyDigits)
+	g.result.Slow = hdrhistogram.New(1, latencyMax, latencyDigits)
 	g.result.Lag = hdrhistogram.New(1, latencyMax, latencyDigits)
 	g.unregister = context.AfterFunc(ctx, func() { g.cancelled.Store(true) })
 	if err := g.open(); err != nil {
@@ -556,6 +567,12 @@ func (g *generator) take(c *conn, b []byte) error {
 func (g *generator) recordOpen(c *conn, t int64) {
 	dueAt := g.dueAt(c.done*uint64(len(g.conns)) + uint64(c.index))
 	if dueAt >= g.windowA && dueAt < g.windowB {
-		_ = g.result.Latency.RecordValue(min(max(t-dueAt, 1), latencyMax))
+		into := g.result.Latency
+		if g.cfg.Skew {
+			if at := (streamStart(c.index) + int(c.done%patternPeriod)*g.cfg.Size) % patternPeriod; skew.Slow(pattern[at:]) {
+				into = g.result.Slow
+			}
+		}
+		_ = into.RecordValue(min(max(t-dueAt, 1), latencyMax))
 	}
 }

@@ -8,13 +8,21 @@ var burned atomic.Uint64
 // burn computes for ever, without a system call or an allocation.
 func burn(x uint64) {
 	for {
-		for range 1 << 20 {
-			x ^= x << 13
-			x ^= x >> 7
-			x ^= x << 17
+		for range 1 << 10 {
+			x = scramble(x)
 		}
 		burned.Add(x)
 	}
+}
+
+// scramble computes for a microsecond or so.
+func scramble(x uint64) uint64 {
+	for range 1 << 10 {
+		x ^= x << 13
+		x ^= x >> 7
+		x ^= x << 17
+	}
+	return x
 }
 
 // churnObjects is the size of the map that [churn] works on.

@@ -14,6 +14,8 @@ import (
 	"os/signal"
 	"syscall"
 	"time"
+
+	"github.com/pollux-go/pollux/bench/internal/skew"
 )
 
 // Options is the command line that every server takes.
@@ -26,6 +28,10 @@ type Options struct {
 	// Burn is the number of goroutines that compute all the time, and Churn the number of those that allocate all the time,
 	// beside the server and in its process. They start with [Ready].
 	Burn, Churn int
+
+	// Sleep and Compute are how long a slow request takes, see [Serve]; Size is the size of a request.
+	Sleep, Compute time.Duration
+	Size           int
 }
 
 // Parse reads the command line of a server with event loops.
@@ -54,6 +60,9 @@ func (o *Options) parse() {
 	flag.IntVar(&o.Loops, "loops", 1, "number of event loops, where the server has them")
 	flag.IntVar(&o.Burn, "burn", 0, "number of goroutines that compute all the time, in the same process")
 	flag.IntVar(&o.Churn, "churn", 0, "number of goroutines that replace the objects of a map of a million all the time, so that the collector always runs")
+	flag.DurationVar(&o.Sleep, "sleep", 0, "how long one in a hundred requests sleeps")
+	flag.DurationVar(&o.Compute, "compute", 0, "how long one in a hundred requests computes")
+	flag.IntVar(&o.Size, "size", 64, "`size` of a request in bytes, for those two")
 	flag.Parse()
 	if o.Loops < 1 {
 		Fatal(fmt.Errorf("-loops %d: at least 1 is needed", o.Loops))
@@ -61,7 +70,30 @@ func (o *Options) parse() {
 	if o.Burn < 0 || o.Churn < 0 {
 		Fatal(fmt.Errorf("-burn %d -churn %d: 0 or more are allowed", o.Burn, o.Churn))
 	}
+	if o.Sleep < 0 || o.Compute < 0 || o.Size < skew.Least {
+		Fatal(fmt.Errorf("-sleep %v -compute %v -size %d: no less than 0, 0 and %d is allowed", o.Sleep, o.Compute, o.Size, skew.Least))
+	}
 	load = *o
+	slow = o.Sleep > 0 || o.Compute > 0
+}
+
+// slow says that some requests are.
+var slow bool
+
+// Serve takes the time that the requests in b are to take, where some are slow. Every handler calls it.
+func Serve(b []byte) {
+	if !slow {
+		return
+	}
+	for ; len(b) >= load.Size; b = b[load.Size:] {
+		if !skew.Slow(b) {
+			continue
+		}
+		time.Sleep(load.Sleep)
+		for begin, x := time.Now(), uint64(1); time.Since(begin) < load.Compute; burned.Add(x) {
+			x = scramble(x)
+		}
+	}
 }
 
 // Context returns a context that ends on SIGTERM or SIGINT.
@@ -120,6 +152,7 @@ func echo(c net.Conn, deadline time.Duration, size int) {
 		}
 		n, err := c.Read(buf)
 		if n > 0 {
+			Serve(buf[:n])
 			if _, err := c.Write(buf[:n]); err != nil {
 				return
 			}

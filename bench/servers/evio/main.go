@@ -23,6 +23,7 @@ func main() {
 			return nil, evio.Options{ReuseInputBuffer: true}, evio.None
 		},
 		Data: func(_ evio.Conn, in []byte) ([]byte, evio.Action) {
+			server.Serve(in)
 			return in, evio.None
 		},
 	}

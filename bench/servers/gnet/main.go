@@ -33,6 +33,7 @@ func (h *echo) OnTraffic(c gnet.Conn) gnet.Action {
 	if err != nil {
 		return gnet.Close
 	}
+	server.Serve(b)
 	if _, err := c.Write(b); err != nil {
 		return gnet.Close
 	}

@@ -19,6 +19,7 @@ func main() {
 		NPoller: o.Loops,
 	})
 	engine.OnData(func(c *nbio.Conn, data []byte) {
+		server.Serve(data)
 		// An error has closed the connection already.
 		_, _ = c.Write(data)
 	})

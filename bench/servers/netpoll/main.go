@@ -17,6 +17,7 @@ func onRequest(_ context.Context, c netpoll.Connection) error {
 	if err != nil {
 		return err
 	}
+	server.Serve(b)
 	if _, err := w.WriteBinary(b); err != nil {
 		return err
 	}

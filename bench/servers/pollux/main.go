@@ -15,6 +15,7 @@ type echo struct{ pollux.NopHandler }
 // OnData sends back whatever has arrived.
 func (echo) OnData(c *pollux.Conn) error {
 	b, _ := c.Next(-1)
+	server.Serve(b)
 	_, err := c.Write(b)
 	return err
 }

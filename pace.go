@@ -1,0 +1,57 @@
+package pollux
+
+import (
+	"sync/atomic"
+	"time"
+
+	"github.com/pollux-go/pollux/poller"
+)
+
+// A call is slow that takes longer than slowCall: others have waited for it by then for longer than a hand-over to a worker takes.
+const slowCall = 200 * time.Microsecond
+
+// A handler is slow when more than one in slowWeight of its calls is. It counts in a leaky bucket: a slow call fills in
+// slowWeight, every other one takes out 1. The handler is slow from slowEnough on until the bucket is empty; it never holds more
+// than slowMost, so that the way back has an end.
+const (
+	slowWeight = 256
+	slowEnough = slowWeight + slowWeight/4 // Two slow calls with less than 192 between them.
+	slowMost   = 16 * slowWeight
+)
+
+// pace is what is known of how fast a service's handler is. Anybody may use it; what gets lost between two of them does not matter.
+type pace struct {
+	bucket atomic.Int32
+	isSlow atomic.Bool
+}
+
+func (p *pace) slow() bool { return p.isSlow.Load() }
+
+// note counts a call that has taken so many nanoseconds. One that is fast, of a handler that always is, costs a load.
+func (p *pace) note(nanos int64) {
+	if nanos > int64(slowCall) {
+		switch n := p.bucket.Add(slowWeight); {
+		case n > slowMost:
+			p.bucket.Store(slowMost)
+		case n >= slowEnough:
+			p.isSlow.Store(true)
+		}
+		return
+	}
+	if p.bucket.Load() > 0 && p.bucket.Add(-1) <= 0 {
+		p.isSlow.Store(false)
+	}
+}
+
+// timingTurns is for how many turns callbacks are measured after a turn that was long.
+const timingTurns = 1 << 10
+
+// clockTurn ends a turn. One that was shorter than a slow call had none; after one that was not, every callback is measured for a
+// while: two readings of the clock each, which is a hundredth of what an echo costs.
+func (l *loop) clockTurn() {
+	if poller.Nanotime()-l.turnAt > int64(slowCall) {
+		l.timing = timingTurns
+	} else if l.timing > 0 {
+		l.timing--
+	}
+}
