@@ -286,9 +286,11 @@ func TestUringMemlock(t *testing.T) {
 					e.Close()
 					return err
 				}
-				charged := true
-				if entries, _ := e.loops[0].backend.(*uringBackend).ring.Entries(); kib == 64 && entries == Default().RingEntries {
-					charged = false
+				u, ok := e.loops[0].backend.(*uringBackend)
+				charged := kib != 64
+				if ok && !charged {
+					entries, _ := u.ring.Entries()
+					charged = entries < Default().RingEntries
 				}
 				checkEcho(t, e, 8)
 				if !charged {

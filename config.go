@@ -54,10 +54,11 @@ type Config struct {
 	// sleeps at once. With Sched "fifo" it needs Isolate. 0: as the profile says.
 	Spin time.Duration
 
-	// Dispatch says where handlers run. "inline": on the event loops, so they must not block. "steal": there too, but the callbacks
-	// of a service whose handler is slow, that is more than one call in 256 takes longer than 200 us, run on workers, goroutines
-	// that may block, until it is fast again. "workers": always on workers. In every way one callback of a connection runs at a time,
-	// in order. Empty: steal, and inline on one CPU.
+	// Dispatch says where handlers run. "inline": on the event loops, so they must not block. "steal": there too; on epoll another
+	// thread becomes the loop when a callback does not return within 200 to 400 us, OnClose excepted; and the callbacks of a
+	// service of which more than one in 16 takes longer than 200 us, or one in 256 on io_uring, run on workers, goroutines that may
+	// block, until it is fast again. "workers": always on workers. In every way one callback of a connection runs at a time, in
+	// order. Empty: steal, and inline on one CPU.
 	Dispatch Dispatch
 
 	// Workers is the largest number of workers. They are started as they are needed, more of them only when all are blocked, and end

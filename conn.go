@@ -341,7 +341,9 @@ func (c *Conn) LocalAddr() net.Addr {
 // suffice. OnClose is called with [ErrDetached] when the callback returns.
 func (c *Conn) Detach() (net.Conn, error) {
 	if c.loop.current.Load() == c {
-		return c.loop.detach(c)
+		if d, err := c.loop.detach(c, true); err != errRelieved {
+			return d, err
+		}
 	}
 	if c.duty.Load() == 0 {
 		return nil, ErrNotInCallback
@@ -352,7 +354,7 @@ func (c *Conn) Detach() (net.Conn, error) {
 	done := make(chan struct{})
 	if c.loop.inner.PostAlways(func() {
 		defer close(done)
-		d, err = c.loop.detach(c)
+		d, err = c.loop.detach(c, false)
 	}) != nil {
 		return nil, ErrClosed
 	}

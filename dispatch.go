@@ -89,8 +89,11 @@ func (e *Engine) endDispatcher() error {
 	return err
 }
 
-// onWorker tells whether the caller is a callback that a worker runs.
+// onWorker tells whether the caller is a callback that a worker runs, or one whose loop was taken over.
 func (e *Engine) onWorker() bool {
+	if e.reliefs.stuckHere(false) != nil {
+		return true
+	}
 	e.mu.Lock()
 	ids := e.workerIDs
 	e.mu.Unlock()

@@ -26,7 +26,8 @@ type Engine struct {
 	conns  atomic.Int64 // with handlers
 	told   sync.Map     // warnings that were logged
 
-	stuck atomic.Uint64 // callbacks that the watchdog has counted
+	reliefs reliefs
+	stuck   atomic.Uint64 // callbacks that the watchdog has counted
 
 	mu         sync.Mutex // protects what follows; loops is read without it by who has been given one
 	closed     bool
@@ -736,6 +737,7 @@ func (e *Engine) shutdown(ctx context.Context) error {
 		}
 	}
 	errs = append(errs, e.endDispatcher())
+	e.reliefs.end()
 	if e.loops != nil {
 		e.undo()
 	}

@@ -48,6 +48,7 @@ type errand struct {
 	asked  requests
 	paused bool
 	silent bool
+	began  int64 // with a relief: the instant at which the callback began
 
 	// What the loop keeps meanwhile.
 	kept     kept
@@ -70,6 +71,7 @@ const (
 	keptDue
 	keptDrain
 	keptClose
+	keptOpening // OnOpen: what follows it is to be done
 )
 
 // poison is what a buffer is filled with that is free, in builds that look for such mistakes.
@@ -244,7 +246,7 @@ func (r *errand) run() {
 		}
 	}
 	ended = true
-	c.service.pace.note(poller.Nanotime() - began)
+	c.service.pace.note(poller.Nanotime()-began, r.loop.slowWeight())
 }
 
 // end brings the connection home.
@@ -319,40 +321,62 @@ func (l *loop) back(r *errand) {
 		c.flags &^= flagAgain
 		l.later(c)
 	}
+	l.catching = k
 	l.conclude(c, k.err, k.asked, k.paused)
 	if k.silent && c.flags&flagArmed != 0 && !c.isClosed() && !l.alive(c) {
+		l.catching = errand{}
 		return
 	}
-	l.catchUp(c, &k)
+	l.catchUp()
 }
 
-// catchUp does what was kept for c. Each step keeps what it would do for another errand, if the one before has sent c away again.
-func (l *loop) catchUp(c *Conn, k *errand) {
-	if len(k.calls) > 0 {
-		l.async(c, k.calls...) // Before what has come: the end of the stream would take them along.
-	}
-	if len(k.late) > 0 && !c.isClosed() {
-		if r := l.elsewhere(c); r != nil {
-			r.late = append(r.late, k.late...)
-		} else {
-			l.arrived(c, k.late)
+// catchUp does what was kept for a connection. Each step is taken off first, so that a relief goes on with the next one; and it
+// keeps what it would do for another errand, if the one before has sent the connection away again.
+func (l *loop) catchUp() {
+	k := &l.catching
+	c := k.conn
+	did := func(what kept) bool {
+		if k.kept&what == 0 || c.isClosed() {
+			return false
 		}
+		k.kept &^= what
+		return true
 	}
-	if k.kept&keptEnd != 0 && !c.isClosed() {
-		l.receivedEnd(c, k.lateEnd)
-	}
-	if k.kept&keptEvents != 0 && !c.isClosed() {
-		l.event(c, k.ready)
-	}
-	if k.kept&keptAnswer != 0 {
-		l.answer(c)
-	}
-	if k.kept&keptDue != 0 && !c.isClosed() {
-		l.due(c)
-	}
-	if k.kept&keptDrain != 0 && !c.isClosed() {
+	if did(keptOpening) && c.service.draining.Load() {
 		l.drain(c)
 	}
+	for len(k.calls) > 0 { // Before what has come: the end of the stream would take them along.
+		fns := k.calls
+		if !l.offloads(c) && c.duty.Load() == 0 {
+			fns = fns[:1]
+		}
+		k.calls = k.calls[len(fns):]
+		l.async(c, fns...)
+	}
+	if late := k.late; len(late) > 0 && !c.isClosed() {
+		k.late = nil
+		if r := l.elsewhere(c); r != nil {
+			r.late = append(r.late, late...)
+		} else {
+			l.arrived(c, late)
+		}
+	}
+	if did(keptEnd) {
+		l.receivedEnd(c, k.lateEnd)
+	}
+	if did(keptEvents) {
+		l.event(c, k.ready)
+	}
+	if did(keptAnswer) {
+		l.answer(c)
+	}
+	if did(keptDue) {
+		l.due(c)
+	}
+	if did(keptDrain) {
+		l.drain(c)
+	}
+	l.catching = errand{}
 }
 
 // keepReceived keeps what a completer has received, and has it stop when that is much.

@@ -245,7 +245,7 @@ func FuzzOutbound(f *testing.F) {
 			case 3:
 				if l.current.Load() == nil {
 					l.enter(c)
-				} else if _, _, err := l.leave(c); err != nil {
+				} else if _, _, err, _ := l.leave(c); err != nil {
 					t.Fatal(err)
 				}
 				c.asked |= posted

@@ -1,6 +1,7 @@
 package pollux
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"net"
@@ -38,13 +39,17 @@ type loop struct {
 	current atomic.Pointer[Conn]
 	cork    outbound // belongs to the current connection, under its mutex
 
-	errands *errands     // nil: no callback goes to a worker
-	index   int          // of the engine's loops
-	away    atomic.Int64 // errands that workers have
-	ending  bool         // no errand begins any more
-	timing  int          // turns whose callbacks are measured one by one; see pace
-	turnAt  int64        // the instant at which this turn began
-	callAt  int64        // the instant at which the callback began; 0: not measured
+	errands  *errands      // nil: no callback goes to a worker
+	index    int           // of the engine's loops
+	away     atomic.Int64  // errands that workers have
+	ending   bool          // no errand begins any more
+	timing   int           // turns whose callbacks are measured one by one; see pace
+	suspect  atomic.Bool   // a turn has lately been long: see reliefs
+	tenure   atomic.Uint32 // how often the loop was taken over
+	opening  *Conn         // whose OnOpen runs
+	catching errand        // what is left of catchUp
+	turnAt   int64         // the instant at which this turn began
+	callAt   int64         // the instant at which the callback began; 0: not measured
 
 	held   poller.Event   // with Received: its bytes are being handled
 	silent bool           // the last callback has sent nothing
@@ -127,9 +132,13 @@ func (l *loop) settle() {
 // serve runs the loop until the engine closes. A handler that ends the goroutine by runtime.Goexit (as t.FailNow does) does
 // not end the loop: another goroutine goes on.
 func (l *loop) serve() {
-	ended := false
+	ended, tenure := false, l.tenure.Load()
 	defer func() {
-		if !ended {
+		switch {
+		case ended:
+		case l.tenure.Load() != tenure:
+			l.lost(ErrGoexit) // If there is something left to end.
+		default:
 			go l.replace() // Or this is a panic that ends the process.
 		}
 	}()
@@ -157,7 +166,9 @@ func (l *loop) replace() {
 }
 
 func (l *loop) takeOver() {
+	l.comeTo()
 	l.settle()
+	l.opening = nil
 	l.engine.log.Error("pollux: a handler has ended its goroutine by runtime.Goexit; its connection is closed")
 	if l.engine.Backend() == string(KindUring) {
 		l.current.Store(nil)
@@ -230,7 +241,7 @@ func (l *loop) Ready(events []poller.Event) {
 // dispatch handles events until the batch is through, or a handler panics. One recover for many events costs nothing an
 // event.
 func (l *loop) dispatch() {
-	defer l.contain()
+	defer l.contain(l.tenure.Load())
 	for l.next < len(l.batch) {
 		ev := &l.batch[l.next]
 		l.next++
@@ -254,19 +265,24 @@ func (l *loop) dispatch() {
 }
 
 // contain ends the panic of a handler, and with it the connection that it was called for.
-func (l *loop) contain() {
+func (l *loop) contain(tenure uint32) {
 	v := recover()
 	if v == nil {
 		return
+	}
+	err := &PanicError{Value: v, Stack: debug.Stack()}
+	if l.tenure.Load() != tenure {
+		l.lost(err)
 	}
 	c := l.current.Load()
 	if c == nil {
 		panic(v) // Not a handler: a bug of ours, which must be seen.
 	}
-	l.recycle()
-	err := &PanicError{Value: v, Stack: debug.Stack()}
+	if _, _, _, ok := l.leave(c); !ok {
+		l.lost(err)
+	}
 	l.engine.log.Error("pollux: a handler panicked; its connection is closed", "panic", v, "stack", string(err.Stack))
-	l.leave(c)
+	l.recycle()
 	if c.fd < 0 {
 		l.closed(c, err) // Detach has taken the descriptor before the panic.
 		return
@@ -289,8 +305,13 @@ func (l *loop) EndTurn() (more bool) {
 // readAgain reads for the first n of the list, until it is through or a handler panics; it returns how many are left.
 func (l *loop) readAgain(n int) (left int) {
 	left = n
-	defer func() { l.again = l.again[:copy(l.again, l.again[n-left:])] }()
-	defer l.contain()
+	tenure := l.tenure.Load()
+	defer func() {
+		if l.tenure.Load() == tenure { // Else who is the loop now goes through them once more.
+			l.again = l.again[:copy(l.again, l.again[n-left:])]
+		}
+	}()
+	defer l.contain(l.tenure.Load())
 	for left > 0 {
 		token := l.again[n-left]
 		left--
@@ -501,23 +522,27 @@ func (l *loop) failed(c *Conn, err error) {
 
 // enter begins a callback.
 func (l *loop) enter(c *Conn) {
-	// Publishes that the loop will look at c when the callback returns; pairs with the load in corked.
-	l.current.Store(c)
-	l.calls.Store(l.calls.Load() + 1)
-	dog.rouse()
 	if l.timing > 0 {
 		l.callAt = poller.Nanotime()
 	}
+	l.calls.Store(l.calls.Load() + 1)
+	// Publishes that the loop will look at c when the callback returns; pairs with the load in corked. From here on the loop may be
+	// taken over: see reliefs.
+	l.current.Store(c)
+	dog.rouse()
 }
 
 // finish ends a callback: it sends what was gathered, keeps what was not read, and does what was asked for. err is what
 // the handler returned.
 func (l *loop) finish(c *Conn, err error) {
+	asked, paused, failed, ok := l.leave(c)
+	if !ok {
+		l.lost(err)
+	}
 	if l.callAt != 0 {
-		c.service.pace.note(poller.Nanotime() - l.callAt)
+		c.service.pace.note(poller.Nanotime()-l.callAt, l.slowWeight())
 		l.callAt = 0
 	}
-	asked, paused, failed := l.leave(c)
 	if failed != nil && c.fd >= 0 {
 		l.destroy(c, failed) // The peer is gone: nobody is left to linger for.
 		return
@@ -546,10 +571,14 @@ func (l *loop) conclude(c *Conn, err error, asked requests, paused bool) {
 	l.attend(c, asked, err)
 }
 
-// leave ends the callback for the other goroutines: from here on they post letters. It sends what was gathered.
-func (l *loop) leave(c *Conn) (asked requests, paused bool, err error) {
+// leave ends the callback for the other goroutines: from here on they post letters. It sends what was gathered. ok is false if another
+// thread is the loop now: see reliefs.
+func (l *loop) leave(c *Conn) (asked requests, paused bool, err error, ok bool) {
 	c.mu.Lock()
-	l.current.Store(nil)
+	if !l.current.CompareAndSwap(c, nil) {
+		c.mu.Unlock()
+		return 0, false, nil, false
+	}
 	paused = c.paused.Load()
 	l.silent = c.out == nil && c.asked&spoke == 0
 	if c.out != nil && !c.isClosed() {
@@ -576,7 +605,7 @@ func (l *loop) leave(c *Conn) (asked requests, paused bool, err error) {
 		c.asked &= posted | askWritable
 	}
 	c.mu.Unlock()
-	return asked, paused, err
+	return asked, paused, err, true
 }
 
 // answer does what other goroutines have asked for.
@@ -596,7 +625,7 @@ func (l *loop) answer(c *Conn) {
 
 // guard runs f, which may call handlers.
 func (l *loop) guard(f func()) {
-	defer l.contain()
+	defer l.contain(l.tenure.Load())
 	f()
 }
 
@@ -734,9 +763,11 @@ func (c *Conn) due() int64 {
 // Due implements [poller.Sink].
 func (l *loop) Due(token poller.Token) {
 	if token == retryToken {
-		starved := l.starved
-		l.starved = nil
-		for _, c := range starved {
+		for range len(l.starved) {
+			c := l.starved[0]
+			if l.starved = l.starved[1:]; len(l.starved) == 0 {
+				l.starved = nil
+			}
 			if c.isClosed() {
 				continue
 			}
@@ -984,7 +1015,9 @@ func (l *loop) register(c *Conn) {
 			return
 		}
 	} else {
+		l.opening = c
 		l.guard(func() { l.call(c, onOpen) })
+		l.opening = nil
 		if c.isClosed() {
 			return
 		}
@@ -1045,14 +1078,20 @@ func (l *loop) drained(c *Conn) bool {
 	return c.queued() == 0
 }
 
-// detach is Detach.
-func (l *loop) detach(c *Conn) (net.Conn, error) {
+// errRelieved says that the loop goes on elsewhere.
+var errRelieved = errors.New("pollux: the loop was taken over")
+
+// detach is Detach. here says that the callback does it, which runs on the loop, unless that is taken over meanwhile.
+func (l *loop) detach(c *Conn, here bool) (net.Conn, error) {
 	p, err := l.engine.netPoller()
 	if err != nil {
 		return nil, err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if here && l.current.Load() != c {
+		return nil, errRelieved
+	}
 	if c.state.Load() >= stateClosing {
 		return nil, ErrClosed
 	}

@@ -16,8 +16,19 @@ const slowCall = 200 * time.Microsecond
 const (
 	slowWeight = 256
 	slowEnough = slowWeight + slowWeight/4 // Two slow calls with less than 192 between them.
-	slowMost   = 16 * slowWeight
+	slowMost   = 4 * slowWeight
 )
+
+// reliefWeight is slowWeight where a relief costs less than sending every callback away: the handler is slow when more than one in
+// sixteen of its calls is.
+const reliefWeight = 16
+
+func (l *loop) slowWeight() int32 {
+	if l.relievable() {
+		return reliefWeight
+	}
+	return slowWeight
+}
 
 // pace is what is known of how fast a service's handler is. Anybody may use it; what gets lost between two of them does not matter.
 type pace struct {
@@ -27,10 +38,10 @@ type pace struct {
 
 func (p *pace) slow() bool { return p.isSlow.Load() }
 
-// note counts a call that has taken so many nanoseconds. One that is fast, of a handler that always is, costs a load.
-func (p *pace) note(nanos int64) {
+// note counts a call that has taken so many nanoseconds, and fills in weight if that is slow. One that is fast, of a handler that always is, costs a load.
+func (p *pace) note(nanos int64, weight int32) {
 	if nanos > int64(slowCall) {
-		switch n := p.bucket.Add(slowWeight); {
+		switch n := p.bucket.Add(weight); {
 		case n > slowMost:
 			p.bucket.Store(slowMost)
 		case n >= slowEnough:
@@ -50,8 +61,13 @@ const timingTurns = 1 << 10
 // while: two readings of the clock each, which is a hundredth of what an echo costs.
 func (l *loop) clockTurn() {
 	if poller.Nanotime()-l.turnAt > int64(slowCall) {
-		l.timing = timingTurns
+		if l.timing = timingTurns; l.relievable() {
+			l.suspect.Store(true)
+			l.engine.reliefs.begin(l.engine)
+		}
 	} else if l.timing > 0 {
-		l.timing--
+		if l.timing--; l.timing == 0 {
+			l.suspect.Store(false)
+		}
 	}
 }

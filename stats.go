@@ -1,6 +1,9 @@
 package pollux
 
-import "github.com/pollux-go/pollux/poller"
+import (
+	"github.com/pollux-go/pollux/poller"
+	"github.com/pollux-go/pollux/scheduler"
+)
 
 // Stats is what an engine has counted since it began. Each number is of one moment, but not all are of the same.
 type Stats struct {
@@ -8,7 +11,11 @@ type Stats struct {
 	Conns   int // with handlers, open now
 	Loops   []LoopStats
 
+	// Workers is what the workers have done; nothing with Dispatch "inline".
+	Workers scheduler.Stats
+
 	Stuck   uint64 // callbacks that ran for longer than 25 ms, seen by the watchdog
+	Reliefs uint64 // callbacks that did not return, so that another thread became their loop
 	Rescues uint64 // loops that slept while work waited for them, which must not happen
 }
 
@@ -34,10 +41,13 @@ type UringStats struct {
 
 // Stats returns a snapshot. It costs some hundred loads for each loop, and disturbs none.
 func (e *Engine) Stats() Stats {
-	s := Stats{Backend: e.Backend(), Conns: e.Conns(), Stuck: e.stuck.Load()}
+	s := Stats{Backend: e.Backend(), Conns: e.Conns(), Stuck: e.stuck.Load(), Reliefs: e.reliefs.count.Load()}
 	e.mu.Lock()
-	loops := e.loops
+	loops, d := e.loops, e.dispatcher
 	e.mu.Unlock()
+	if d != nil {
+		s.Workers = d.Stats()
+	}
 	for _, l := range loops {
 		ls := LoopStats{
 			Counters:  l.inner.Counters(),

@@ -224,7 +224,7 @@ func (l *loop) stack() string {
 	mark := strconv.Quote(loopLabel) + ":" + strconv.Quote(l.id())
 	for block := range strings.SplitSeq(all.String(), "\n\n") {
 		// Goroutines that a handler has started have the label too.
-		if !strings.Contains(block, mark) || !strings.Contains(block, ".(*loop).run") {
+		if !strings.Contains(block, mark) || !strings.Contains(block, ".(*loop).serve") {
 			continue
 		}
 		var lines []string

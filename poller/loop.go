@@ -90,7 +90,8 @@ func (l *Loop) Backend() Backend { return l.backend }
 // (runtime.Goexit), another goroutine may call Run again.
 func (l *Loop) Run() error {
 	l.slice.open()
-	defer l.slice.close()
+	mine := l.slice
+	defer mine.close() // And not those of another Run that has taken over.
 	more, busy := false, true
 	for !l.stopped.Load() {
 		if busy {

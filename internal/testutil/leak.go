@@ -59,7 +59,7 @@ func leaked(files map[string]string, goroutines map[string]int, threads int) str
 		}
 	}
 	// The runtime keeps the threads it has made for blocked calls: only a test that leaks one each time shows here.
-	if n := Threads(); n > threads+8+2*runtime.GOMAXPROCS(0) {
+	if n := Threads(); n > threads+16+2*runtime.GOMAXPROCS(0) {
 		all = append(all, fmt.Sprintf("%d threads, before there were %d", n, threads))
 	}
 	slices.Sort(all)

@@ -20,13 +20,16 @@ import (
 
 // Collector is a [prometheus.Collector] of one engine. It asks the engine when it is collected, and holds nothing itself.
 type Collector struct {
-	engine *pollux.Engine
-	conns  *prometheus.Desc
-	stuck  *prometheus.Desc
-	rescue *prometheus.Desc
-	turns  *prometheus.Desc
-	loop   []metric
-	uring  []uringMetric
+	engine  *pollux.Engine
+	conns   *prometheus.Desc
+	stuck   *prometheus.Desc
+	relief  *prometheus.Desc
+	workers *prometheus.Desc
+	worked  *prometheus.Desc
+	rescue  *prometheus.Desc
+	turns   *prometheus.Desc
+	loop    []metric
+	uring   []uringMetric
 }
 
 type metric struct {
@@ -47,11 +50,14 @@ func New(e *pollux.Engine, name string) *Collector {
 		return prometheus.NewDesc("pollux_"+name, help, variable, labels)
 	}
 	c := &Collector{
-		engine: e,
-		conns:  desc("connections", "Open connections with handlers.", "backend"),
-		stuck:  desc("stuck_callbacks_total", "Callbacks that ran for more than 25 ms."),
-		rescue: desc("rescues_total", "Loops that slept while work waited for them: a bug of pollux if it is not 0."),
-		turns:  desc("loop_turn_seconds", "What a loop's turns have taken outside of their waits.", "loop"),
+		engine:  e,
+		conns:   desc("connections", "Open connections with handlers.", "backend"),
+		relief:  desc("reliefs_total", "Callbacks that did not return, so that another thread became their loop."),
+		workers: desc("workers", "Goroutines that run callbacks off the loops."),
+		worked:  desc("worker_events_total", "What the workers have done: callbacks run, some of them stolen; wakes sent and not needed; parks.", "event"),
+		stuck:   desc("stuck_callbacks_total", "Callbacks that ran for more than 25 ms."),
+		rescue:  desc("rescues_total", "Loops that slept while work waited for them: a bug of pollux if it is not 0."),
+		turns:   desc("loop_turn_seconds", "What a loop's turns have taken outside of their waits.", "loop"),
 	}
 	loop := func(name, help string, kind prometheus.ValueType, value func(*pollux.LoopStats) float64) {
 		c.loop = append(c.loop, metric{desc("loop_"+name, help, "loop"), kind, value})
@@ -93,6 +99,9 @@ func New(e *pollux.Engine, name string) *Collector {
 func (c *Collector) Describe(to chan<- *prometheus.Desc) {
 	to <- c.conns
 	to <- c.stuck
+	to <- c.relief
+	to <- c.workers
+	to <- c.worked
 	to <- c.rescue
 	to <- c.turns
 	for _, m := range c.loop {
@@ -107,6 +116,12 @@ func (c *Collector) Describe(to chan<- *prometheus.Desc) {
 func (c *Collector) Collect(to chan<- prometheus.Metric) {
 	s := c.engine.Stats()
 	to <- prometheus.MustNewConstMetric(c.conns, prometheus.GaugeValue, float64(s.Conns), s.Backend)
+	to <- prometheus.MustNewConstMetric(c.relief, prometheus.CounterValue, float64(s.Reliefs))
+	to <- prometheus.MustNewConstMetric(c.workers, prometheus.GaugeValue, float64(s.Workers.Workers))
+	for event, n := range map[string]uint64{"run": s.Workers.Run, "stolen": s.Workers.Stolen, "woken": s.Workers.Wakes,
+		"wake_elided": s.Workers.Elided, "parked": s.Workers.Parks, "overflow": s.Workers.Overflow} {
+		to <- prometheus.MustNewConstMetric(c.worked, prometheus.CounterValue, float64(n), event)
+	}
 	to <- prometheus.MustNewConstMetric(c.stuck, prometheus.CounterValue, float64(s.Stuck))
 	to <- prometheus.MustNewConstMetric(c.rescue, prometheus.CounterValue, float64(s.Rescues))
 	for i := range s.Loops {

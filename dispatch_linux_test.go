@@ -1,0 +1,294 @@
+package pollux
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/pollux-go/pollux/internal/testutil"
+)
+
+// stuckHandler blocks for requests that begin with 'b' or 'B', until the test lets them go on. It is an echo otherwise.
+type stuckHandler struct {
+	echo
+	blocked, goOn chan struct{}
+	stuck         func(*Conn) // what it does after it was blocked by 'B'
+}
+
+func newStuckHandler() *stuckHandler {
+	return &stuckHandler{blocked: make(chan struct{}, 100), goOn: make(chan struct{})}
+}
+
+func (h *stuckHandler) OnData(c *Conn) error {
+	if b, _ := c.Peek(1); len(b) > 0 && (b[0] == 'b' || b[0] == 'B') {
+		h.blocked <- struct{}{}
+		<-h.goOn
+		if b[0] == 'B' {
+			h.stuck(c)
+		}
+	}
+	return h.echo.OnData(c)
+}
+
+// beSlow has the loop find out that the handler may be slow: it must look twice for the turns that are long.
+func beSlow(t *testing.T, h *stuckHandler, c net.Conn) {
+	t.Helper()
+	go func() { <-h.blocked; time.Sleep(2 * time.Millisecond); h.goOn <- struct{}{} }()
+	roundTrip(t, c, "b first")
+}
+
+func roundTrip(t *testing.T, c net.Conn, text string) {
+	t.Helper()
+	if _, err := io.WriteString(c, text); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, c, text)
+}
+
+func expect(t *testing.T, c net.Conn, text string) {
+	t.Helper()
+	b := make([]byte, len(text))
+	if _, err := io.ReadFull(c, b); err != nil || string(b) != text {
+		t.Fatalf("%q came for %q: %v", b, text, err)
+	}
+}
+
+// TestStuckHandlerHoldsUpNobody blocks handlers for some connections, in every way that does something about it: the others are
+// answered meanwhile, and the bytes of those are handled in order afterwards.
+func TestStuckHandlerHoldsUpNobody(t *testing.T) {
+	eachBackend(t, func(t *testing.T, config Config) {
+		for _, dispatch := range []Dispatch{DispatchSteal, DispatchWorkers} {
+			if dispatch == DispatchSteal && config.Backend == KindUring {
+				continue // There the handler must be slow for longer: TestSlowHandlerMoves.
+			}
+			for _, pinned := range []string{"", "0"} {
+				t.Run(string(dispatch)+"/cpus="+pinned, func(t *testing.T) {
+					testutil.CheckLeaks(t)
+					config.Dispatch, config.Loops, config.CPUs = dispatch, 1, pinned
+					e := newEngine(t, config)
+					h := newStuckHandler()
+					s, a := bind(t, e, "tcp", h)
+					const stuck = 5
+					var conns [stuck]net.Conn
+					other := dial(t, s.Addrs()[0])
+					roundTrip(t, other, "hello")
+					beSlow(t, h, other)
+					for i := range conns {
+						conns[i] = dial(t, s.Addrs()[0])
+						io.WriteString(conns[i], "b")
+						receive(t, "the handler", h.blocked)
+						for j := range 20 {
+							roundTrip(t, other, strings.Repeat("x", j+1))
+						}
+						fresh := dial(t, s.Addrs()[0])
+						roundTrip(t, fresh, "new")
+						fresh.Close()
+						io.WriteString(conns[i], "more")
+					}
+					if dispatch == DispatchSteal {
+						if n := e.Stats().Reliefs; n < stuck {
+							t.Errorf("%d reliefs for %d callbacks that block", n, stuck)
+						}
+					}
+					close(h.goOn)
+					for _, c := range conns {
+						expect(t, c, "bmore")
+						roundTrip(t, c, "still there")
+						c.Close()
+					}
+					other.Close()
+					a.wait(t, 2*stuck+1)
+					if n := e.Stats().Rescues; n != 0 {
+						t.Errorf("%d lost wake-ups", n)
+					}
+				})
+			}
+		}
+	})
+}
+
+// TestReliefEnds has callbacks whose loop was taken over end in every way.
+func TestReliefEnds(t *testing.T) {
+	boom := errors.New("boom")
+	for name, stuck := range map[string]func(t *testing.T, c *Conn){
+		"return":  func(*testing.T, *Conn) {},
+		"close":   func(_ *testing.T, c *Conn) { c.Close() },
+		"panic":   func(*testing.T, *Conn) { panic(boom) },
+		"goexit":  func(*testing.T, *Conn) { runtime.Goexit() },
+		"pause":   func(_ *testing.T, c *Conn) { c.Pause(); go func() { time.Sleep(time.Millisecond); c.Resume() }() },
+		"async":   func(_ *testing.T, c *Conn) { c.Async(func(c *Conn) { c.Close() }) },
+		"timeout": func(_ *testing.T, c *Conn) { c.SetIdleTimeout(time.Millisecond) },
+		"detach": func(t *testing.T, c *Conn) {
+			d, err := c.Detach()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			go func() {
+				b := make([]byte, 100)
+				n, _ := io.ReadAtLeast(d, b, 5)
+				d.Write(b[:n])
+				d.Close()
+			}()
+		},
+		"shutdown": func(t *testing.T, c *Conn) {
+			if err := c.service.engine.Shutdown(t.Context()); err != nil {
+				t.Error(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			testutil.CheckLeaks(t)
+			e := newEngine(t, Config{Backend: KindEpoll, Loops: 1, Dispatch: DispatchSteal, Logger: (&lines{}).logger()})
+			h := newStuckHandler()
+			h.stuck = func(c *Conn) { stuck(t, c) }
+			s, a := bind(t, e, "tcp", h)
+			other := dial(t, s.Addrs()[0])
+			beSlow(t, h, other)
+			c := dial(t, s.Addrs()[0])
+			io.WriteString(c, "B")
+			receive(t, "the handler", h.blocked)
+			roundTrip(t, other, "hello")
+			io.WriteString(c, "more")
+			close(h.goOn)
+			switch name {
+			case "return", "pause", "detach":
+				expect(t, c, "Bmore")
+			default:
+				io.ReadAll(c)
+			}
+			c.Close()
+			if name != "shutdown" {
+				roundTrip(t, other, "over")
+				other.Close()
+			}
+			a.wait(t, 2)
+			var p *PanicError
+			err := errors.Join(a.errs()...)
+			switch name {
+			case "panic":
+				if !errors.As(err, &p) || !errors.Is(err, boom) {
+					t.Errorf("OnClose got %v", err)
+				}
+			case "goexit":
+				if !errors.Is(err, ErrGoexit) {
+					t.Errorf("OnClose got %v", err)
+				}
+			case "detach":
+				if !errors.Is(err, ErrDetached) {
+					t.Errorf("OnClose got %v", err)
+				}
+			}
+		})
+	}
+}
+
+// TestReliefStorm has every callback of many connections block now and then: each stream is whole, and nobody waits for ever.
+func TestReliefStorm(t *testing.T) {
+	testutil.CheckLeaks(t)
+	e := newEngine(t, Config{Backend: KindEpoll, Loops: 2, Dispatch: DispatchSteal, Logger: (&lines{}).logger()})
+	var calls atomic.Int64
+	s, a := bind(t, e, "tcp", funcs{
+		open: func(*Conn) error { time.Sleep(time.Duration(calls.Add(1)%7/6) * 700 * time.Microsecond); return nil },
+		data: func(c *Conn) error {
+			time.Sleep(time.Duration(calls.Add(1)%40/39) * time.Millisecond)
+			return echo{}.OnData(c)
+		},
+		writable: echo{}.OnWritable,
+	})
+	const clients, rounds = 16, 20
+	everyone(t, clients, func(i int) error {
+		for r := range rounds {
+			c := dial(t, s.Addrs()[0])
+			for k := range uint64(10) {
+				if err := pingPong(c, uint64(i*rounds+r), k); err != nil {
+					return err
+				}
+			}
+			c.Close()
+		}
+		return nil
+	})
+	a.wait(t, clients*rounds)
+	if err := errors.Join(a.errs()...); err != nil {
+		t.Errorf("OnClose got %v", err)
+	}
+	t.Logf("%d reliefs", e.Stats().Reliefs)
+}
+
+// TestSlowHandlerMoves has a handler be slow for a while: its callbacks go to workers, and come back when it is fast.
+func TestSlowHandlerMoves(t *testing.T) {
+	eachBackend(t, func(t *testing.T, config Config) {
+		testutil.CheckLeaks(t)
+		config.Dispatch, config.Loops = DispatchSteal, 1
+		e := newEngine(t, config)
+		var slow, elsewhere atomic.Bool
+		s, a := bind(t, e, "tcp", funcs{data: func(c *Conn) error {
+			elsewhere.Store(!e.inHandler())
+			if slow.Load() {
+				time.Sleep(time.Millisecond)
+			}
+			return echo{}.OnData(c)
+		}})
+		c := dial(t, s.Addrs()[0])
+		where := func(want bool) {
+			t.Helper()
+			eventually(t, "the handler to move", func() bool {
+				for range 100 {
+					roundTrip(t, c, "x")
+				}
+				return elsewhere.Load() == want && s.pace.slow() == want
+			})
+		}
+		where(false)
+		slow.Store(true)
+		where(true)
+		slow.Store(false)
+		where(false)
+		c.Close()
+		a.wait(t, 1)
+	})
+}
+
+// TestWorkersGatherNothing: a goroutine that writes while a callback blocks on a worker is not held up by it.
+func TestWorkersGatherNothing(t *testing.T) {
+	eachBackend(t, func(t *testing.T, config Config) {
+		testutil.CheckLeaks(t)
+		config.Dispatch = DispatchWorkers
+		e := newEngine(t, config)
+		blocked, goOn := make(chan *Conn), make(chan struct{})
+		s, a := bind(t, e, "tcp", funcs{data: func(c *Conn) error {
+			c.Discard(-1)
+			blocked <- c
+			<-goOn
+			return nil
+		}})
+		client := dial(t, s.Addrs()[0])
+		io.WriteString(client, "x")
+		c := receive(t, "the handler", blocked)
+		big := bytes.Repeat([]byte("y"), 1<<20)
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			for range 4 { // More than the socket takes at once: the loop sends the rest meanwhile.
+				if _, err := c.Write(big); err != nil {
+					break
+				}
+			}
+		})
+		got := make([]byte, len(big))
+		if _, err := io.ReadFull(client, got); err != nil || !bytes.Equal(got, big) {
+			t.Errorf("what was written during the callback has not come: %v", err)
+		}
+		wg.Wait()
+		close(goOn)
+		client.Close()
+		a.wait(t, 1)
+	})
+}
