@@ -40,8 +40,10 @@ func (h *stuckHandler) OnData(c *Conn) error {
 // beSlow has the loop find out that the handler may be slow: it must look twice for the turns that are long.
 func beSlow(t *testing.T, h *stuckHandler, c net.Conn) {
 	t.Helper()
-	go func() { <-h.blocked; time.Sleep(2 * time.Millisecond); h.goOn <- struct{}{} }()
-	roundTrip(t, c, "b first")
+	for range 4 {
+		go func() { <-h.blocked; time.Sleep(2 * time.Millisecond); h.goOn <- struct{}{} }()
+		roundTrip(t, c, "b first")
+	}
 }
 
 func roundTrip(t *testing.T, c net.Conn, text string) {

@@ -737,7 +737,7 @@ func (e *Engine) shutdown(ctx context.Context) error {
 		}
 	}
 	errs = append(errs, e.endDispatcher())
-	e.reliefs.end()
+	e.reliefs.lookers.Wait()
 	if e.loops != nil {
 		e.undo()
 	}

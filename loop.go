@@ -44,12 +44,12 @@ type loop struct {
 	away     atomic.Int64  // errands that workers have
 	ending   bool          // no errand begins any more
 	timing   int           // turns whose callbacks are measured one by one; see pace
-	suspect  atomic.Bool   // a turn has lately been long: see reliefs
 	tenure   atomic.Uint32 // how often the loop was taken over
 	opening  *Conn         // whose OnOpen runs
 	catching errand        // what is left of catchUp
 	turnAt   int64         // the instant at which this turn began
-	callAt   int64         // the instant at which the callback began; 0: not measured
+	callAt   atomic.Int64  // the instant at which the callback began; 0: not measured
+	lookout  lookout
 
 	held   poller.Event   // with Received: its bytes are being handled
 	silent bool           // the last callback has sent nothing
@@ -198,6 +198,7 @@ func (l *loop) end(err error) {
 		go l.engine.Close()
 	}
 	l.ending = true
+	l.lookout.end()
 	l.settleAway()
 	for _, s := range l.sources.All {
 		l.closeSource(s, ErrShutdown)
@@ -230,7 +231,7 @@ func (l *loop) checkCallback(c *Conn) {
 // Ready implements [poller.Sink].
 func (l *loop) Ready(events []poller.Event) {
 	if l.errands != nil {
-		l.turnAt = poller.Nanotime()
+		l.beginTurn()
 	}
 	l.batch, l.next = events, 0
 	for l.next < len(l.batch) {
@@ -297,7 +298,7 @@ func (l *loop) EndTurn() (more bool) {
 		n = l.readAgain(n)
 	}
 	if l.errands != nil {
-		l.clockTurn()
+		l.endTurn()
 	}
 	return len(l.again) > 0
 }
@@ -522,8 +523,8 @@ func (l *loop) failed(c *Conn, err error) {
 
 // enter begins a callback.
 func (l *loop) enter(c *Conn) {
-	if l.timing > 0 {
-		l.callAt = poller.Nanotime()
+	if l.timing > 0 || l.lookout.turns > 0 {
+		l.callAt.Store(poller.Nanotime())
 	}
 	l.calls.Store(l.calls.Load() + 1)
 	// Publishes that the loop will look at c when the callback returns; pairs with the load in corked. From here on the loop may be
@@ -539,9 +540,8 @@ func (l *loop) finish(c *Conn, err error) {
 	if !ok {
 		l.lost(err)
 	}
-	if l.callAt != 0 {
-		c.service.pace.note(poller.Nanotime()-l.callAt, l.slowWeight())
-		l.callAt = 0
+	if l.callAt.Load() != 0 {
+		l.measured(c)
 	}
 	if failed != nil && c.fd >= 0 {
 		l.destroy(c, failed) // The peer is gone: nobody is left to linger for.

@@ -57,17 +57,36 @@ func (p *pace) note(nanos int64, weight int32) {
 // timingTurns is for how many turns callbacks are measured after a turn that was long.
 const timingTurns = 1 << 10
 
-// clockTurn ends a turn. One that was shorter than a slow call had none; after one that was not, every callback is measured for a
-// while: two readings of the clock each, which is a hundredth of what an echo costs.
-func (l *loop) clockTurn() {
+// beginTurn and endTurn clock a turn. One that was shorter than a slow call had none; after one that was not, every callback is
+// measured for a while: two readings of the clock each, which is a hundredth of what an echo costs.
+func (l *loop) beginTurn() {
+	l.turnAt = poller.Nanotime()
+	if l.lookout.turns > 0 {
+		l.lookout.arm()
+	}
+}
+
+func (l *loop) endTurn() {
+	if l.lookout.armed.Load() {
+		l.lookout.disarm()
+	}
 	if poller.Nanotime()-l.turnAt > int64(slowCall) {
-		if l.timing = timingTurns; l.relievable() {
-			l.suspect.Store(true)
-			l.engine.reliefs.begin(l.engine)
-		}
+		l.timing = timingTurns
 	} else if l.timing > 0 {
-		if l.timing--; l.timing == 0 {
-			l.suspect.Store(false)
-		}
+		l.timing--
+	}
+}
+
+// measured ends a callback that was measured.
+func (l *loop) measured(c *Conn) {
+	took := poller.Nanotime() - l.callAt.Load()
+	l.callAt.Store(0)
+	c.service.pace.note(took, l.slowWeight())
+	// A leaky bucket, too: a thread that the kernel has stopped for a moment looks like a slow call.
+	if took <= int64(slowCall) {
+		l.lookout.bucket = max(0, l.lookout.bucket-1)
+	} else if l.lookout.bucket += watchWeight; l.lookout.bucket > watchWeight {
+		l.lookout.bucket = 2 * watchWeight
+		l.beWatched()
 	}
 }

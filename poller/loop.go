@@ -87,12 +87,19 @@ func (l *Loop) Spin(d time.Duration, adaptive bool) {
 func (l *Loop) Backend() Backend { return l.backend }
 
 // Run runs the loop until Stop. It returns an error only if the backend fails. If a function that it calls ends the goroutine
-// (runtime.Goexit), another goroutine may call Run again.
+// (runtime.Goexit), or is never going to return to Run, another goroutine may call Run again.
 func (l *Loop) Run() error {
-	l.slice.open()
-	mine := l.slice
-	defer mine.close() // And not those of another Run that has taken over.
-	more, busy := false, true
+	more := l.slice.first != nil // The last Run has not returned, and may have left work in the sink.
+	if !more {
+		l.slice.open()
+	}
+	ended := false
+	defer func() {
+		if ended {
+			l.slice.close() // Else somebody goes on: see above.
+		}
+	}()
+	busy := true
 	for !l.stopped.Load() {
 		if busy {
 			l.handOver()
@@ -108,6 +115,7 @@ func (l *Loop) Run() error {
 		l.count(n)
 		if err != nil {
 			l.Stop()
+			ended = true
 			return fmt.Errorf("wait for events: %w", err)
 		}
 		l.empty = sys.QueueEmpty()
@@ -123,6 +131,7 @@ func (l *Loop) Run() error {
 		more = l.sink.EndTurn() || more
 		busy = busy || more
 	}
+	ended = true
 	return nil
 }
 
@@ -321,6 +330,7 @@ func (l *Loop) RunPosts() (any bool) {
 // Drain closes the mailbox and runs what is still in it. It is for the goroutine that ran the loop, after Run has
 // returned, so that nobody waits for a post for ever.
 func (l *Loop) Drain() {
+	l.slice.close() // If the last Run has not returned.
 	runAll := func(letter *Letter) {
 		for letter != nil {
 			run := letter.Run

@@ -56,8 +56,11 @@ func (s *slice) yield() {
 	<-s.back
 }
 
-// close ends the goroutines.
+// close ends the goroutines, if there are any.
 func (s *slice) close() {
-	close(s.first)
-	close(s.second)
+	if s.first != nil {
+		close(s.first)
+		close(s.second)
+		s.first, s.second = nil, nil
+	}
 }

@@ -1,51 +1,63 @@
 /*
- * The state word of a connection: idle, queued, running, running+again. Two producers say that it is ready; two workers
- * run its callback, which takes everything that is there. One callback at a time, and no readiness is lost.
+ * Where a connection is (Conn.duty in errand.go): at home, away with a worker, or away and awaited by its loop. The loop is given
+ * events; what it cannot handle because the connection is away it keeps. One callback at a time, and no event is lost.
  *
- * BUG=1  the end of a callback stores idle instead of comparing and swapping
- * BUG=2  a producer that finds the callback running leaves it at that
- * BUG=3  a producer queues the connection although its callback runs
+ * BUG=1  the worker stores home instead of comparing and swapping
+ * BUG=2  the loop keeps an event and does not say so
+ * BUG=3  the loop runs a callback although one is away
  */
 #ifndef BUG
 #define BUG 0
 #endif
 
-#define EVENTS 2	/* of each producer */
+#define EVENTS 4
 
-mtype = { Idle, Queued, Running, Again };
+mtype = { Home, Away, Awaited };
 
-mtype state = Idle;
-byte queue;	/* how often the connection is in the queue */
-byte ready;	/* what the socket has */
+mtype duty = Home;
+byte queue;	/* of the scheduler */
+byte letter;	/* in the loop's mailbox */
+byte kept;
 byte inside;	/* callbacks */
 byte served;
 
-proctype producer() {
-	byte n; mtype s; bool ok;
-	do
-	:: n < EVENTS ->
-		n++;
-		ready++;	/* the kernel's part: data is there before the event */
-		do
-		:: s = state;
-			if
-			:: s == Idle -> atomic { ok = (state == s); if :: ok -> state = Queued :: else fi };
-				if :: ok -> queue++; break :: else fi
-			:: s == Queued -> break	/* whoever takes it sees the data: it drains after it has left Queued */
-			:: s == Running ->
+inline callback() {
+	if
+	:: inside++; assert(inside == 1); served++; inside--	/* here */
+	:: duty = Away; queue++	/* on a worker */
+	fi
+}
+
+inline event() {
+	s = duty;
+	if
+	:: s == Home -> callback()
 #if BUG == 2
-				break
+	:: s != Home -> kept++
 #elif BUG == 3
-				atomic { ok = (state == s); if :: ok -> state = Queued :: else fi };
-				if :: ok -> queue++; break :: else fi
+	:: s != Home -> callback()
 #else
-				atomic { ok = (state == s); if :: ok -> state = Again :: else fi };
-				if :: ok -> break :: else fi
+	:: s == Away ->
+		atomic { ok = (duty == Away); if :: ok -> duty = Awaited :: else fi };
+		if :: ok -> kept++ :: else -> callback() fi	/* It has just come home. */
+	:: s == Awaited -> kept++
 #endif
-			:: s == Again -> break
-			fi
+	fi
+}
+
+proctype loop() {
+	byte n; byte k; mtype s; bool ok;
+	do
+	:: n < EVENTS -> n++; event()
+	:: letter > 0 ->
+		letter--;
+		assert(duty != Home);
+		k = kept; kept = 0;
+		duty = Home;
+		do
+		:: k > 0 -> k--; event()
+		:: k == 0 -> break
 		od
-	:: else -> break
 	od
 }
 
@@ -53,32 +65,22 @@ proctype worker() {
 	bool ok;
 	do
 	:: atomic { queue > 0 -> queue-- };
-		assert(state == Queued);
-		state = Running;
 		inside++;
 		assert(inside == 1);
-		/* It reads until there is nothing; more may come behind it. */
-		do
-		:: atomic { ready > 0 -> ready--; served++ }
-		:: ready == 0 -> break
-		od;
+		served++;
 		inside--;
 #if BUG == 1
-		ok = (state == Running);
-		if :: ok -> state = Idle :: else fi;
+		duty = Home
 #else
-		atomic { ok = (state == Running); if :: ok -> state = Idle :: else fi };
+		atomic { ok = (duty == Away); if :: ok -> duty = Home :: else fi };
+		if :: ok :: else -> letter++ fi
 #endif
-		if
-		:: ok
-		:: else -> state = Queued; queue++	/* Again: behind the others */
-		fi
 	od
 }
 
 init {
-	atomic { run producer(); run producer(); run worker(); run worker() };
+	atomic { run loop(); run worker(); run worker() };
 	(timeout);
-	assert(state == Idle && queue == 0 && inside == 0);
-	assert(ready == 0 && served == 2 * EVENTS)
+	assert(duty == Home && queue == 0 && letter == 0 && inside == 0);
+	assert(kept == 0 && served == EVENTS)
 }
