@@ -42,6 +42,7 @@ test-plain: ## the tests, and those of the net API against package net's
 	cd test && $(GO) test $(PACKAGES)
 	cd bench && $(GO) test $(PACKAGES)
 	cd metrics/prometheus && $(GO) test $(PACKAGES)
+	POLLUX_DISPATCH=workers $(GO) test -run 'Test[A-DF-H][0-9]|TestEcho' .
 
 .PHONY: test-nocgo
 test-nocgo: ## the tests of a build without cgo
@@ -76,6 +77,14 @@ test-matrix: ## all tests on io_uring under the race detector, with what kernels
 .PHONY: test-direct
 test-direct: ## all tests on io_uring with direct descriptors, under the race detector (about 5 minutes)
 	POLLUX_BACKEND=io_uring POLLUX_DIRECT=1000 $(GO) test -race -timeout 20m .
+
+.PHONY: test-dispatch
+test-dispatch: ## all tests with handlers on the loops only, and on workers only, with cgo, without, and under the race detector (about 20 minutes)
+	@for dispatch in inline workers; do \
+		echo "handlers: $$dispatch"; \
+		export POLLUX_DISPATCH=$$dispatch; \
+		CGO_ENABLED=0 $(GO) test . && $(GO) test -race -timeout 20m . && (cd test && $(GO) test -race $(PACKAGES)) || exit 1; \
+	done
 
 .PHONY: test-sweep
 test-sweep: ## every system call of the scenarios fails once, with every error that makes sense

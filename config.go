@@ -54,6 +54,11 @@ type Config struct {
 	// sleeps at once. With Sched "fifo" it needs Isolate. 0: as the profile says.
 	Spin time.Duration
 
+	// BusyPoll is for how long a wait looks at the receive queues of the network card before it sleeps, in whole microseconds up to
+	// 10 ms: the kernel's NAPI busy polling, since Linux 6.9. TCP connections of handlers ask for it, too, which needs CAP_NET_ADMIN
+	// where it is more than net.core.busy_read. It does nothing on loopback and on unix sockets. 0: not at all.
+	BusyPoll time.Duration
+
 	// Dispatch says where handlers run. "inline": on the event loops, so they must not block. "steal": there too; on epoll another
 	// thread becomes the loop when a callback, OnClose excepted, does not return within 100 us, once others were slow; and the
 	// callbacks of a service of which more than one in 16 takes longer than 200 us, or one in 256 on io_uring, run on workers,
@@ -233,6 +238,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if err := new(Dispatch).UnmarshalText([]byte(c.Dispatch)); err != nil || c.Dispatch == "auto" {
 		errs = append(errs, fmt.Errorf("config: Dispatch is %q: it must be inline, steal or workers", c.Dispatch))
+	}
+	if c.BusyPoll < 0 || c.BusyPoll > busyPollMost || c.BusyPoll%time.Microsecond != 0 {
+		errs = append(errs, fmt.Errorf("config: BusyPoll is %v: it must be from 0 to %v, in whole microseconds", c.BusyPoll, busyPollMost))
 	}
 	check("Workers", c.Workers, 1, workersMax)
 	check("MaxConns", c.MaxConns, 0, connsMax)

@@ -3,6 +3,7 @@ package pollux
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"runtime"
@@ -12,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pollux-go/pollux/internal/sys"
 	"github.com/pollux-go/pollux/internal/testutil"
 )
 
@@ -292,5 +294,40 @@ func TestWorkersGatherNothing(t *testing.T) {
 		close(goOn)
 		client.Close()
 		a.wait(t, 1)
+	})
+}
+
+// TestBusyPoll sets busy polling, which this machine's loopback has no use for, and refuses it: the engine runs in each case, and
+// says what is lacking.
+func TestBusyPoll(t *testing.T) {
+	eachBackend(t, func(t *testing.T, config Config) {
+		for _, refused := range []sys.Errno{0, sys.EPERM, sys.ENOTTY, sys.EINVAL} {
+			t.Run(fmt.Sprint(int(refused)), func(t *testing.T) {
+				testutil.CheckLeaks(t)
+				log := &lines{}
+				config.BusyPoll, config.Logger = 50*time.Microsecond, log.logger()
+				var asked [sys.Ops]atomic.Int64
+				if refused != 0 {
+					testutil.InjectFaults(t, func(op sys.Op, fd int) sys.Fault {
+						asked[op].Add(1)
+						if op == sys.OpIoctl && fd >= 0 && refused != sys.EPERM || op == sys.OpSetsockopt && refused == sys.EPERM && asked[op].Load() > 5 {
+							return sys.Fault{Errno: refused}
+						}
+						return sys.Fault{}
+					})
+				}
+				e := newEngine(t, config)
+				s, a := bind(t, e, "tcp", echo{})
+				c := dial(t, s.Addrs()[0])
+				roundTrip(t, c, "hello")
+				c.Close()
+				a.wait(t, 1)
+				if refused == sys.ENOTTY && config.Backend == KindEpoll {
+					if all := strings.Join(log.all(), "\n"); !strings.Contains(all, "Linux 6.9") {
+						t.Errorf("the log says %q", all)
+					}
+				}
+			})
+		}
 	})
 }

@@ -176,6 +176,7 @@ func (e *Engine) openLoops() ([]*loop, error) {
 			}
 			return nil, err
 		}
+		e.busyPollLoop(b)
 		loops = append(loops, newLoop(e, b))
 	}
 	return loops, nil
@@ -405,6 +406,9 @@ func (e *Engine) serve(h Handler, open []*listening) (*Service, error) {
 		return nil, err
 	}
 	for i, ln := range open {
+		if ln.stream {
+			e.busyPollSocket(ln.fd)
+		}
 		a := &acceptor{loop: e.loops[i%len(e.loops)], service: s, ln: ln, next: i}
 		s.acceptors = append(s.acceptors, a)
 		if ln.stream && a.loop.direct != nil {
@@ -512,6 +516,9 @@ func (e *Engine) Dial(ctx context.Context, addr string, h Handler) (*Conn, error
 	if errno != 0 {
 		sys.Close(fd)
 		return nil, &net.OpError{Op: "dial", Net: a.network, Err: os.NewSyscallError(sys.OpGetpeername.String(), errno)}
+	}
+	if from.Family != sys.AF_UNIX {
+		e.busyPollSocket(fd)
 	}
 	s := e.newService(h)
 	s.dialed = true

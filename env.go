@@ -31,6 +31,8 @@ type settings struct {
 
 	Spin spinTime `env:"POLLUX_SPIN" envDefault:"" allowed:"auto, off or a duration from 1us to 1s; with fifo only with POLLUX_ISOLATE" help:"how long a loop looks for events before it sleeps; auto: while it pays, and not on two CPUs or under a quota; empty: off, auto in the latency profile"`
 
+	BusyPoll busyPollEnv `env:"POLLUX_BUSY_POLL" envDefault:"off" allowed:"off or a duration from 1us to 10ms" help:"how long a wait looks at the network card's queues before it sleeps; pollux doctor says whether that can work here"`
+
 	Dispatch Dispatch `env:"POLLUX_DISPATCH" envDefault:"auto" allowed:"auto, inline, steal, workers" help:"where handlers run: on the loops, there and on workers those that are slow, on workers; auto: steal, inline on one CPU"`
 	Workers  count    `env:"POLLUX_WORKERS" envDefault:"256" allowed:"1 to 4096" help:"most workers, which are started as they are needed"`
 
@@ -65,6 +67,7 @@ func (s *settings) config() (Config, error) {
 		Sched:      string(s.Sched),
 		Spin:       time.Duration(s.Spin),
 		Loops:      int(s.Loops),
+		BusyPoll:   time.Duration(s.BusyPoll),
 		Dispatch:   s.Dispatch,
 		Workers:    notZero(s.Workers),
 		MaxConns:   int(s.MaxConns),
@@ -231,6 +234,22 @@ func (s *spinTime) UnmarshalText(text []byte) error {
 		err = strconv.ErrRange
 	}
 	*s = spinTime(d)
+	return err
+}
+
+// busyPollEnv is Config.BusyPoll.
+type busyPollEnv time.Duration
+
+func (p *busyPollEnv) UnmarshalText(text []byte) error {
+	if s := string(text); s == "off" || s == "0" {
+		*p = 0
+		return nil
+	}
+	d, err := time.ParseDuration(string(text))
+	if err == nil && (d < time.Microsecond || d > busyPollMost || d%time.Microsecond != 0) {
+		err = strconv.ErrRange
+	}
+	*p = busyPollEnv(d)
 	return err
 }
 

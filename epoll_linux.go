@@ -69,6 +69,9 @@ func (e *epoll) Name() string { return string(KindEpoll) }
 func (e *epoll) Hold(on bool)         { e.hold = on }
 func (e *epoll) Spin(d time.Duration) { e.spin = d }
 
+// busyPoll implements busyPoller.
+func (e *epoll) busyPoll(usecs uint32) sys.Errno { return sys.EpollBusyPoll(e.epfd, usecs) }
+
 func (e *epoll) PollFD() int { return e.epfd }
 
 func (e *epoll) Add(fd int, t poller.Token) error {

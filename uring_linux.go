@@ -201,6 +201,13 @@ func newUring(c Config) (poller.Backend, error) {
 	return u, nil
 }
 
+// busyPoll implements busyPoller. The ring's own epoll set is looked at through the ring.
+func (u *uringBackend) busyPoll(usecs uint32) sys.Errno { return u.ring.BusyPoll(usecs) }
+
+func (u uringReadiness) busyPoll(usecs uint32) sys.Errno {
+	return u.Backend.(busyPoller).busyPoll(usecs)
+}
+
 // reduced says that there was too little memory for what was asked for.
 func (u *uringBackend) reduced() error {
 	sq, _ := u.ring.Entries()

@@ -129,7 +129,7 @@ func engineOn(t *testing.T, kind pollux.Kind) *pollux.Engine {
 	if kind == pollux.KindUring {
 		mask = os.Getenv("POLLUX_URING_FEATURES")
 	}
-	e, err := pollux.New(pollux.Config{Backend: kind, UringFeatures: mask, Loops: 2, Logger: slog.New(slog.DiscardHandler)})
+	e, err := pollux.New(pollux.Config{Backend: kind, UringFeatures: mask, Loops: 2, Dispatch: pollux.Dispatch(os.Getenv("POLLUX_DISPATCH")), Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Skip(err)
 	}

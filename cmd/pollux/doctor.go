@@ -71,6 +71,8 @@ type limitsReport struct {
 	MemlockUse int          `json:"memlock_use"` // bytes that the rings of all loops take of it
 	Nofile     *limitReport `json:"nofile"`
 	Somaxconn  int          `json:"somaxconn"`
+	Cards      []string     `json:"network_cards"` // whose queues may be polled
+	BusyPoll   bool         `json:"busy_poll"`     // the kernel can
 }
 
 // limitReport is a resource limit; below 0: there is none.
@@ -170,6 +172,7 @@ func doctorText(w io.Writer, r report) error {
 		r.Config.Loops, bytesText(int64(r.Limits.MemlockUse)))
 	row("nofile", "%s", limitText(r.Limits.Nofile, numberText))
 	row("somaxconn", "%s", orDash(number(r.Limits.Somaxconn)))
+	row("busy_poll", "%s", busyPollText(r.Limits))
 	row("cpu", "%s", cpuText(r.CPU))
 	row("affinity", "%s of %s", orDash(r.CPU.Affinity), orDash(r.CPU.Online))
 	row("quota", "%s", quotaText(r.CPU))
@@ -222,6 +225,17 @@ func doctorText(w io.Writer, r report) error {
 		fmt.Fprintln(tw, "  nothing to change")
 	}
 	return tw.Flush()
+}
+
+// busyPollText says whether POLLUX_BUSY_POLL can work.
+func busyPollText(l limitsReport) string {
+	switch {
+	case !l.BusyPoll:
+		return "cannot work: the kernel has no busy polling for waits, which came with Linux 6.9"
+	case len(l.Cards) == 0:
+		return "cannot work: there is no network card, and loopback has no queues to poll"
+	}
+	return "can work for what comes by " + strings.Join(l.Cards, ", ") + ", if the driver has NAPI; not on loopback"
 }
 
 func uringDisabled(value string) string {

@@ -31,6 +31,9 @@ func examine(lookup func(string) (string, bool)) (r report) {
 		MemlockUse: config.Loops * memlockUse(config),
 		Nofile:     limitOf(host.Nofile()),
 	}
+	r.Limits.Cards = host.Cards()
+	major, minor := host.Version()
+	r.Limits.BusyPoll = major > 6 || major == 6 && minor >= 9
 	r.Limits.Somaxconn, _ = strconv.Atoi(host.Somaxconn())
 	r.CPU = cpuOf(host.Processors())
 	r.Features = featuresOf(config)

@@ -19,7 +19,7 @@ func TestDoctorText(t *testing.T) {
 	}
 	for _, want := range []string{
 		`(?m)^kernel +Linux \d+\.\d+`, `(?m)^seccomp +(off|strict|filter|-), no_new_privs (yes|no)$`, `(?m)^io_uring_disabled +`,
-		`(?m)^memlock +.*CAP_IPC_LOCK (yes|no); the rings of \d+ loops take \d+ [KM]iB$`, `(?m)^nofile +`, `(?m)^somaxconn +\d`,
+		`(?m)^memlock +.*CAP_IPC_LOCK (yes|no); the rings of \d+ loops take \d+ [KM]iB$`, `(?m)^nofile +`, `(?m)^somaxconn +\d`, `(?m)^busy_poll +can`,
 		`(?m)^cpu +.*\d+ cores in \d+ packages`, `(?m)^affinity +\d+.* of \d+`, `(?m)^quota +`, `(?m)^gomaxprocs +\d+$`,
 		`(?m)^IO_URING FEATURE +ANSWER +SINCE +WITHOUT IT$`, `(?m)^epoll +works$`, `(?m)^io_uring +`,
 		`(?m)^auto +takes (epoll|io_uring): `, `(?m)^in force +POLLUX_BACKEND=`, `(?m)^To do better:\n  \S`,

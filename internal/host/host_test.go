@@ -117,6 +117,16 @@ func TestVersion(t *testing.T) {
 }
 
 // What every Linux has must be found on this one.
+func TestCards(t *testing.T) {
+	root := fstest.MapFS{"sys/class/net/lo/mtu": file("65536"), "sys/class/net/eth0/device/vendor": file("0x1af4"), "sys/class/net/eth0/mtu": file("1500")}
+	if got := cards(root); !slices.Equal(got, []string{"eth0"}) {
+		t.Errorf("the cards are %q", got)
+	}
+	if got := cards(fstest.MapFS{}); got != nil {
+		t.Errorf("without sysfs the cards are %q", got)
+	}
+}
+
 func TestHere(t *testing.T) {
 	if Seccomp() == "" || !Memlock().Known || !Nofile().Known || Nofile().Soft == 0 || Somaxconn() == "" {
 		t.Errorf("seccomp %q, memlock %+v, nofile %+v, somaxconn %q", Seccomp(), Memlock(), Nofile(), Somaxconn())

@@ -145,6 +145,31 @@ func eintrIsEmpty(n int, errno Errno) (int, Errno) {
 	return 0, errno
 }
 
+// epollParams is struct epoll_params of the kernel's include/uapi/linux/eventpoll.h.
+type epollParams struct {
+	usecs  uint32
+	budget uint16
+	prefer uint8
+	_      uint8
+}
+
+// setEpollParams is EPIOCSPARAMS, _IOW(0x8a, 1, struct epoll_params).
+const setEpollParams = 0x40088a01
+
+// EpollBusyPoll has waits on the set look at the queues of the network cards that its sockets receive from, for usecs microseconds,
+// before they sleep; 0 is never. Since Linux 6.9, ENOTTY before.
+func EpollBusyPoll(epfd int, usecs uint32) Errno {
+	if h := hook.Load(); h != nil {
+		if errno := fault(h, OpIoctl, epfd); errno != 0 {
+			return errno
+		}
+	}
+	p := epollParams{usecs: usecs, budget: 8, prefer: 1} // The default budget: more needs CAP_NET_ADMIN.
+	// SAFETY: p is on this stack, which a raw system call cannot move.
+	_, _, errno := syscall.RawSyscall(unix.SYS_IOCTL, uintptr(epfd), setEpollParams, uintptr(unsafe.Pointer(&p)))
+	return errno
+}
+
 // Eventfd makes an event counter that is closed on exec and does not block.
 func Eventfd() (int, Errno) {
 	if h := hook.Load(); h != nil {

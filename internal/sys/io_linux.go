@@ -37,6 +37,7 @@ const (
 	ENOSYS        = syscall.ENOSYS
 	ENOTCONN      = syscall.ENOTCONN
 	ENOTSOCK      = syscall.ENOTSOCK
+	ENOTTY        = syscall.ENOTTY
 	ENOTSUP       = syscall.ENOTSUP
 	EPERM         = syscall.EPERM
 	EPIPE         = syscall.EPIPE

@@ -17,16 +17,18 @@ const (
 	SHUT_WR   = unix.SHUT_WR
 	SHUT_RDWR = unix.SHUT_RDWR
 
-	SOL_SOCKET   = unix.SOL_SOCKET
-	SO_REUSEADDR = unix.SO_REUSEADDR
-	SO_KEEPALIVE = unix.SO_KEEPALIVE
-	SO_ERROR     = unix.SO_ERROR
-	SO_TYPE      = unix.SO_TYPE
-	SO_DOMAIN    = unix.SO_DOMAIN
-	SO_ACCEPTCON = unix.SO_ACCEPTCONN
-	SO_LINGER    = unix.SO_LINGER
-	SO_RCVBUF    = unix.SO_RCVBUF
-	SO_SNDBUF    = unix.SO_SNDBUF
+	SOL_SOCKET          = unix.SOL_SOCKET
+	SO_REUSEADDR        = unix.SO_REUSEADDR
+	SO_KEEPALIVE        = unix.SO_KEEPALIVE
+	SO_BUSY_POLL        = unix.SO_BUSY_POLL
+	SO_PREFER_BUSY_POLL = unix.SO_PREFER_BUSY_POLL
+	SO_ERROR            = unix.SO_ERROR
+	SO_TYPE             = unix.SO_TYPE
+	SO_DOMAIN           = unix.SO_DOMAIN
+	SO_ACCEPTCON        = unix.SO_ACCEPTCONN
+	SO_LINGER           = unix.SO_LINGER
+	SO_RCVBUF           = unix.SO_RCVBUF
+	SO_SNDBUF           = unix.SO_SNDBUF
 
 	IPPROTO_TCP   = unix.IPPROTO_TCP
 	TCP_NODELAY   = unix.TCP_NODELAY

@@ -36,6 +36,7 @@ const (
 	ENOSYS        = syscall.ENOSYS
 	ENOTCONN      = syscall.ENOTCONN
 	ENOTSOCK      = syscall.ENOTSOCK
+	ENOTTY        = syscall.ENOTTY
 	ENOTSUP       = syscall.ENOTSUP
 	EPERM         = syscall.EPERM
 	EPIPE         = syscall.EPIPE
@@ -45,40 +46,42 @@ const (
 
 // Numbers of Linux, so that what uses them compiles.
 const (
-	EPOLLIN       = 0x1
-	EPOLLPRI      = 0x2
-	EPOLLOUT      = 0x4
-	EPOLLERR      = 0x8
-	EPOLLHUP      = 0x10
-	EPOLLRDHUP    = 0x2000
-	EPOLLET       = 0x80000000
-	EpollAdd      = 0x1
-	EpollDel      = 0x2
-	AF_INET       = 0x2
-	AF_INET6      = 0xa
-	AF_UNIX       = 0x1
-	SHUT_RD       = 0x0
-	SHUT_WR       = 0x1
-	SHUT_RDWR     = 0x2
-	SOL_SOCKET    = 0x1
-	SO_REUSEADDR  = 0x2
-	SO_KEEPALIVE  = 0x9
-	SO_ERROR      = 0x4
-	SO_TYPE       = 0x3
-	SO_DOMAIN     = 0x27
-	SO_ACCEPTCON  = 0x1e
-	SO_LINGER     = 0xd
-	SO_RCVBUF     = 0x8
-	SO_SNDBUF     = 0x7
-	IPPROTO_TCP   = 0x6
-	TCP_NODELAY   = 0x1
-	TCP_KEEPIDLE  = 0x4
-	TCP_KEEPINTVL = 0x5
-	TCP_KEEPCNT   = 0x6
-	IPPROTO_IPV6  = 0x29
-	IPV6_V6ONLY   = 0x1a
-	SOCK_STREAM   = 0x1
-	IovecsMax     = 0x40
+	EPOLLIN             = 0x1
+	EPOLLPRI            = 0x2
+	EPOLLOUT            = 0x4
+	EPOLLERR            = 0x8
+	EPOLLHUP            = 0x10
+	EPOLLRDHUP          = 0x2000
+	EPOLLET             = 0x80000000
+	EpollAdd            = 0x1
+	EpollDel            = 0x2
+	AF_INET             = 0x2
+	AF_INET6            = 0xa
+	AF_UNIX             = 0x1
+	SHUT_RD             = 0x0
+	SHUT_WR             = 0x1
+	SHUT_RDWR           = 0x2
+	SOL_SOCKET          = 0x1
+	SO_REUSEADDR        = 0x2
+	SO_KEEPALIVE        = 0x9
+	SO_BUSY_POLL        = 0x2e
+	SO_PREFER_BUSY_POLL = 0x45
+	SO_ERROR            = 0x4
+	SO_TYPE             = 0x3
+	SO_DOMAIN           = 0x27
+	SO_ACCEPTCON        = 0x1e
+	SO_LINGER           = 0xd
+	SO_RCVBUF           = 0x8
+	SO_SNDBUF           = 0x7
+	IPPROTO_TCP         = 0x6
+	TCP_NODELAY         = 0x1
+	TCP_KEEPIDLE        = 0x4
+	TCP_KEEPINTVL       = 0x5
+	TCP_KEEPCNT         = 0x6
+	IPPROTO_IPV6        = 0x29
+	IPV6_V6ONLY         = 0x1a
+	SOCK_STREAM         = 0x1
+	IovecsMax           = 0x40
 )
 
 // EpollEvent stands for the kernel's structure.
@@ -131,6 +134,9 @@ func EpollWait(int, []EpollEvent, time.Duration, bool) (int, Errno) { return 0, 
 
 // EpollWaitMillis answers ENOSYS.
 func EpollWaitMillis(int, []EpollEvent, time.Duration, bool) (int, Errno) { return 0, ENOSYS }
+
+// EpollBusyPoll answers ENOSYS.
+func EpollBusyPoll(int, uint32) Errno { return ENOSYS }
 
 // Eventfd answers ENOSYS.
 func Eventfd() (int, Errno) { return -1, ENOSYS }

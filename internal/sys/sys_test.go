@@ -642,7 +642,7 @@ func calls(t *testing.T) map[Op][]func() Errno {
 		OpGetpeername:      {func() Errno { return second(Getpeername(near)) }, func() Errno { return second(UnixPeerName(near)) }},
 		OpGetsockname:      {func() Errno { return second(Getsockname(near)) }, func() Errno { return second(UnixName(near)) }},
 		OpGetsockopt:       {func() Errno { return second(GetsockoptInt(near, SOL_SOCKET, SO_TYPE)) }},
-		OpIoctl:            {func() Errno { return second(Unacknowledged(near)) }},
+		OpIoctl:            {func() Errno { return second(Unacknowledged(near)) }, func() Errno { return EpollBusyPoll(epfd, 0) }},
 		OpListen:           {func() Errno { return Listen(near, 1) }},
 		OpLstat:            {func() Errno { return second(IsSocket(path)) }},
 		OpRead:             {func() Errno { return second(Read(near, p)) }, func() Errno { SetTimer(timer, 1); return WaitTimer(timer) }},

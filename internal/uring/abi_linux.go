@@ -203,6 +203,7 @@ const (
 	registerFiles              = 2
 	unregisterFiles            = 3
 	registerFiles2             = 13
+	registerNAPI               = 27
 	registerIOWQWorkers        = 19
 	registerRingFDs            = 20
 	unregisterRingFDs          = 21
