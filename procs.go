@@ -14,6 +14,7 @@ var procs struct {
 	mu    sync.Mutex // protects the fields below
 	added int        // for the loops that run
 	set   int        // what it was set to last
+	seen  int        // what somebody else has set it to, and was told of
 }
 
 // takeProcs adds n to GOMAXPROCS.
@@ -35,4 +36,19 @@ func giveProcs(n int) {
 	}
 	procs.set -= n
 	runtime.GOMAXPROCS(procs.set)
+}
+
+// procsChanged tells whether somebody else has set GOMAXPROCS since the loops began, once for each value. It is left so: who sets it
+// back to what it was, which has the loops' share in it, would otherwise raise it each time.
+func procsChanged() (now int, changed bool) {
+	procs.mu.Lock()
+	defer procs.mu.Unlock()
+	now = runtime.GOMAXPROCS(0)
+	if now == procs.set || procs.added == 0 {
+		procs.seen = 0
+		return now, false
+	}
+	changed = now != procs.seen
+	procs.seen = now
+	return now, changed
 }

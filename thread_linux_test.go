@@ -272,6 +272,27 @@ func TestProcs(t *testing.T) {
 	expect("and back", before)
 }
 
+// TestProcsChanged sets GOMAXPROCS while a loop runs: the log says so, once, and it stays so.
+func TestProcsChanged(t *testing.T) {
+	testutil.CheckLeaks(t)
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
+	log := &lines{}
+	e := newEngine(t, Config{Loops: 1, Logger: log.logger()})
+	s, _ := bind(t, e, "tcp", echo{})
+	c := dial(t, s.Addrs()[0])
+	n := runtime.GOMAXPROCS(0) + 2
+	runtime.GOMAXPROCS(n)
+	told := func() int { return strings.Count(strings.Join(log.all(), "\n"), "GOMAXPROCS was set") }
+	eventually(t, "the log line", func() bool { ping(t, c); return told() > 0 })
+	for end := time.Now().Add(repinPeriod + 100*time.Millisecond); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		ping(t, c) // The watchdog looks again.
+	}
+	if got := runtime.GOMAXPROCS(0); told() != 1 || got != n {
+		t.Errorf("%d lines, GOMAXPROCS is %d, want 1 and %d", told(), got, n)
+	}
+	c.Close()
+}
+
 // TestHotLoopsStop runs loops that are always hot beside whatever stops the world, or changes how many goroutines run.
 func TestHotLoopsStop(t *testing.T) {
 	for name, disturb := range map[string]func(i int){

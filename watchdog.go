@@ -162,6 +162,10 @@ func (w *watchdog) look() (active bool) {
 	for l, seen := range w.loops {
 		if repin {
 			l.repin()
+			if n, changed := procsChanged(); changed {
+				l.engine.log.Warn("pollux: GOMAXPROCS was set while the event loops run: it is left so, and they may have to wait for a P (POLLUX_PROCS)",
+					"GOMAXPROCS", n)
+			}
 		}
 		calls, running := l.calls.Load(), l.current.Load()
 		if calls != seen.calls {
