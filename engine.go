@@ -736,15 +736,19 @@ func (e *Engine) shutdown(ctx context.Context) error {
 	for _, l := range e.loops {
 		l.inner.Stop()
 	}
+	ended := true
 	for _, l := range e.loops {
 		select {
 		case <-l.done:
 		case <-time.After(handlerGrace):
+			ended = false
 			errs = append(errs, errors.New("shutdown: an event loop does not end: a handler still runs"))
 		}
 	}
 	errs = append(errs, e.endDispatcher())
-	e.reliefs.lookers.Wait()
+	if ended {
+		e.reliefs.lookers.Wait()
+	}
 	if e.loops != nil {
 		e.undo()
 	}
