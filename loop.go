@@ -39,6 +39,7 @@ type loop struct {
 	current atomic.Pointer[Conn]
 	cork    outbound // belongs to the current connection, under its mutex
 
+	movable  bool          // another thread can become the loop: see reliefs
 	errands  *errands      // nil: no callback goes to a worker
 	index    int           // of the engine's loops
 	away     atomic.Int64  // errands that workers have
@@ -99,6 +100,8 @@ func newLoop(e *Engine, b poller.Backend) *loop {
 	if e.config.Dispatch != DispatchInline {
 		l.errands = new(errands)
 	}
+	// A ring belongs to its thread, also where it is used for readiness alone.
+	l.movable = b.Name() == string(KindEpoll) && e.config.Dispatch == DispatchSteal
 	return l
 }
 

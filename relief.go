@@ -63,9 +63,7 @@ const (
 )
 
 // relievable tells whether another thread can become the loop.
-func (l *loop) relievable() bool {
-	return l.errands != nil && l.completer == nil && l.engine.config.Dispatch == DispatchSteal
-}
+func (l *loop) relievable() bool { return l.movable }
 
 // beWatched has the loop looked after from the next turn on.
 func (l *loop) beWatched() {
