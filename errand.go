@@ -225,18 +225,10 @@ func (r *errand) run() {
 		r.end()
 	}()
 	began := poller.Nanotime()
-	c, h := r.conn, r.conn.service.handler
+	c := r.conn
 	switch r.what {
-	case onOpen:
-		r.err = h.OnOpen(c)
-	case onData:
-		r.err = h.OnData(c)
-	case onEOF:
-		r.err = h.OnEOF(c)
-	case onWritable:
-		r.err = h.OnWritable(c)
 	case onClose:
-		h.OnClose(c, r.err)
+		c.service.handler.OnClose(c, r.err)
 		r.err = nil
 	case onAsync:
 		for _, fn := range r.fns {
@@ -244,6 +236,8 @@ func (r *errand) run() {
 				fn(c)
 			}
 		}
+	default:
+		r.err = c.handle(r.what)
 	}
 	ended = true
 	c.service.pace.note(poller.Nanotime()-began, r.loop.slowWeight())

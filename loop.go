@@ -486,18 +486,22 @@ func (l *loop) call(c *Conn, what callback) {
 		return
 	}
 	l.enter(c)
-	var err error
+	err := c.handle(what)
+	l.finish(c, err)
+}
+
+// handle calls the handler, for a callback that may fail.
+func (c *Conn) handle(what callback) error {
 	switch h := c.service.handler; what {
 	case onOpen:
-		err = h.OnOpen(c)
+		return h.OnOpen(c)
 	case onData:
-		err = h.OnData(c)
+		return h.OnData(c)
 	case onEOF:
-		err = h.OnEOF(c)
-	case onWritable:
-		err = h.OnWritable(c)
+		return h.OnEOF(c)
+	default:
+		return h.OnWritable(c)
 	}
-	l.finish(c, err)
 }
 
 // ended tells the handler of the end of the stream.
