@@ -97,8 +97,9 @@ func TestStuckHandlerHoldsUpNobody(t *testing.T) {
 						io.WriteString(conns[i], "more")
 					}
 					if dispatch == DispatchSteal {
-						if n := e.Stats().Reliefs; n < stuck {
-							t.Errorf("%d reliefs for %d callbacks that block", n, stuck)
+						// On a machine that stands still, so many calls may be slow that workers have the rest.
+						if s := e.Stats(); s.Reliefs == 0 {
+							t.Errorf("no relief for %d callbacks that block: %+v", stuck, s.Workers)
 						}
 					}
 					close(h.goOn)
