@@ -58,7 +58,7 @@ func (p *pace) note(nanos int64, weight int32) {
 const timingTurns = 1 << 10
 
 // beginTurn and endTurn clock a turn. One that was shorter than a slow call had none; after one that was not, every callback is
-// measured for a while: two readings of the clock each, which is a hundredth of what an echo costs.
+// measured for a while: two readings of the clock each.
 func (l *loop) beginTurn() {
 	l.turnAt = poller.Nanotime()
 	if l.lookout.turns > 0 {
