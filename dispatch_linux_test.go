@@ -195,6 +195,118 @@ func TestReliefEnds(t *testing.T) {
 	}
 }
 
+// TestReliefKeepsThreads has a loop relieved again and again: its threads take turns, and none is made each time.
+func TestReliefKeepsThreads(t *testing.T) {
+	testutil.CheckLeaks(t)
+	e := newEngine(t, Config{Backend: KindEpoll, Loops: 1, Dispatch: DispatchSteal, Logger: (&lines{}).logger()})
+	h := newStuckHandler()
+	threads := map[int]int{}
+	h.stuck = func(*Conn) { threads[sys.Gettid()]++ }
+	s, a := bind(t, e, "tcp", h)
+	stuck, other := dial(t, s.Addrs()[0]), dial(t, s.Addrs()[0])
+	beSlow(t, h, other)
+	const n = 40
+	for range n {
+		for range 2 * reliefWeight { // So that it is a handler which is fast, mostly.
+			roundTrip(t, other, "hello")
+		}
+		io.WriteString(stuck, "B")
+		receive(t, "the handler", h.blocked)
+		roundTrip(t, other, "meanwhile")
+		h.goOn <- struct{}{}
+		expect(t, stuck, "B")
+	}
+	stuck.Close()
+	other.Close()
+	a.wait(t, 2)
+	t.Logf("%d reliefs, callbacks of each thread: %v", e.Stats().Reliefs, threads)
+	if reliefs := e.Stats().Reliefs; reliefs < n/2 || len(threads) > n/4 {
+		t.Errorf("%d reliefs for %d callbacks that block, which %d threads have run", reliefs, n, len(threads))
+	}
+}
+
+// TestReliefRefused lets no second thread wait: handlers that are slow go to workers then.
+func TestReliefRefused(t *testing.T) {
+	testutil.CheckLeaks(t)
+	log := new(lines)
+	e := newEngine(t, Config{Backend: KindEpoll, Loops: 1, Dispatch: DispatchSteal, Logger: log.logger()})
+	h := newStuckHandler()
+	s, a := bind(t, e, "tcp", h)
+	l := e.loops[0]
+	defer sys.Inject(func(op sys.Op, fd int) sys.Fault {
+		if op != sys.OpEpollWait || fd != l.backend.(*epoll).epfd || int64(sys.Gettid()) == l.thread.Load() {
+			return sys.Fault{}
+		}
+		return sys.Fault{Errno: sys.ENOMEM}
+	})()
+	other := dial(t, s.Addrs()[0])
+	beSlow(t, h, other)
+	eventually(t, "the refusal to be logged", func() bool { return strings.Contains(strings.Join(log.all(), "\n"), "relieve a loop that is stuck") })
+	beSlow(t, h, other)
+	stuck := dial(t, s.Addrs()[0])
+	io.WriteString(stuck, "b")
+	receive(t, "the handler", h.blocked)
+	roundTrip(t, other, "hello")
+	close(h.goOn)
+	expect(t, stuck, "b")
+	stuck.Close()
+	other.Close()
+	a.wait(t, 2)
+	if s := e.Stats(); s.Reliefs != 0 {
+		t.Errorf("%d reliefs by nobody", s.Reliefs)
+	}
+}
+
+// TestSharedLoopHearsEverything has threads run a loop by turns, begin to and cease to, while others post to it and connections are
+// busy: no post and no event is overlooked.
+func TestSharedLoopHearsEverything(t *testing.T) {
+	testutil.CheckLeaks(t)
+	e := newEngine(t, Config{Backend: KindEpoll, Loops: 1, Dispatch: DispatchSteal, Logger: (&lines{}).logger()})
+	s, a := bind(t, e, "tcp", echo{})
+	l := e.loops[0]
+	const posters, posts, clients, pings = 4, 2000, 32, 100
+	var work sync.WaitGroup
+	for p := range posters {
+		work.Go(func() {
+			for i := range posts {
+				ran := make(chan struct{})
+				_ = l.inner.PostAlways(func() {
+					switch (i + p) % 50 {
+					case 0:
+						l.beWatched()
+					case 25:
+						l.notWatched()
+					}
+					close(ran)
+				})
+				select {
+				case <-ran:
+				case <-time.After(patience):
+					t.Errorf("post %d of %d has not run: %+v", i, p, e.Stats())
+					return
+				}
+			}
+		})
+	}
+	work.Go(func() {
+		everyone(t, clients, func(i int) error {
+			c := dial(t, s.Addrs()[0])
+			defer c.Close()
+			for k := range uint64(pings) {
+				if err := pingPong(c, uint64(i), k); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	})
+	work.Wait()
+	a.wait(t, clients)
+	if n := e.Stats().Rescues; n != 0 {
+		t.Errorf("%d lost wake-ups", n)
+	}
+}
+
 // TestReliefStorm has every callback of many connections block now and then: each stream is whole, and nobody waits for ever.
 func TestReliefStorm(t *testing.T) {
 	testutil.CheckLeaks(t)

@@ -20,7 +20,7 @@ const epollMask = sys.EPOLLIN | sys.EPOLLOUT | sys.EPOLLRDHUP | sys.EPOLLPRI | s
 
 // epoll is the backend on epoll(7): edge-triggered, registered once, woken by an eventfd.
 //
-// Wait is called by one goroutine at a time; its fields are marked "waiter only".
+// Wait is called by one goroutine at a time; its fields are marked "waiter only", and WaitShared uses none of them.
 type epoll struct {
 	epfd   int
 	wakefd int
@@ -130,7 +130,8 @@ func (e *epoll) Wait(events []poller.Event, timeout time.Duration) (int, error) 
 	if errno != 0 {
 		return 0, fmt.Errorf("wait on epoll: %w", errno)
 	}
-	out := e.translate(raw[:n], events)
+	out, woken := translate(raw[:n], events)
+	e.broken = e.broken || woken
 	if mayBlock && e.broken {
 		// From here on a Break writes again; those before it are answered by this return.
 		e.broken = false
@@ -138,6 +139,37 @@ func (e *epoll) Wait(events []poller.Event, timeout time.Duration) (int, error) 
 	}
 	return out, nil
 }
+
+// WaitShared implements [poller.Sharer].
+func (e *epoll) WaitShared(events []poller.Event, timeout time.Duration) (n int, woken bool, err error) {
+	var raw [16]sys.EpollEvent
+	size := min(len(events), len(raw))
+	got, errno := sys.EpollWait(e.epfd, raw[:size], timeout, false)
+	if errno == sys.ENOSYS {
+		got, errno = sys.EpollWaitMillis(e.epfd, raw[:size], timeout, false)
+	}
+	if errno != 0 {
+		return 0, false, fmt.Errorf("wait on epoll: %w", errno)
+	}
+	n, woken = translate(raw[:got], events)
+	return n, woken, nil
+}
+
+// Answer implements [poller.Sharer].
+func (e *epoll) Answer() { e.waking.Store(false) }
+
+// AnswerLate implements [poller.Sharer].
+func (e *epoll) AnswerLate() bool {
+	if !e.broken {
+		return false
+	}
+	e.broken = false
+	e.waking.Store(false)
+	return true
+}
+
+// Rouse implements [poller.Sharer].
+func (e *epoll) Rouse() { _, _ = sys.Write(e.wakefd, one[:]) }
 
 // block waits for events: it looks for them for a while, if it is to, and then sleeps.
 func (e *epoll) block(raw []sys.EpollEvent, timeout time.Duration) (n int, errno sys.Errno) {
@@ -169,18 +201,18 @@ func (e *epoll) block(raw []sys.EpollEvent, timeout time.Duration) (n int, errno
 	return sys.EpollWaitMillis(e.epfd, raw, timeout, e.hold)
 }
 
-// translate turns the kernel's events into ours, and notes a wake.
-func (e *epoll) translate(raw []sys.EpollEvent, events []poller.Event) (n int) {
+// translate turns the kernel's events into ours, and tells whether there was a wake.
+func translate(raw []sys.EpollEvent, events []poller.Event) (n int, woken bool) {
 	for i := range raw {
 		token := poller.Token(sys.EpollData(&raw[i]))
 		if token == wakeToken {
-			e.broken = true
+			woken = true
 			continue
 		}
 		events[n] = poller.Event{Token: token, Ready: readyOf(raw[i].Events)}
 		n++
 	}
-	return n
+	return n, woken
 }
 
 func readyOf(mask uint32) (r poller.Ready) {

@@ -48,7 +48,8 @@ type errand struct {
 	asked  requests
 	paused bool
 	silent bool
-	began  int64 // with a relief: the instant at which the callback began
+	began  int64  // with a relief: the instant at which the callback began
+	lent   []byte // and the loop's buffer, which it may look at
 
 	// What the loop keeps meanwhile.
 	kept     kept

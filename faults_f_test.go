@@ -5,6 +5,7 @@ package pollux
 import (
 	"errors"
 	"io"
+	"net"
 	"os"
 	"runtime"
 	"runtime/pprof"
@@ -124,6 +125,49 @@ func TestF11Goexit(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Several handlers of one turn end their goroutines: each time, somebody goes on with the rest of the turn.
+func TestF11GoexitTogether(t *testing.T) {
+	testutil.CheckLeaks(t)
+	e := newEngine(t, Config{Backend: KindEpoll, Loops: 1, Dispatch: DispatchInline})
+	held, release := make(chan struct{}), make(chan struct{})
+	s, _ := bind(t, e, "tcp", funcs{data: func(c *Conn) error {
+		b, _ := c.Peek(1)
+		switch b[0] {
+		case '?':
+			held <- struct{}{}
+			<-release
+		case '!':
+			runtime.Goexit()
+		}
+		return echo{}.OnData(c)
+	}})
+	holder, other := dial(t, s.Addrs()[0]), dial(t, s.Addrs()[0])
+	ping(t, other)
+	const n = 8
+	var victims [n]net.Conn
+	for i := range victims {
+		victims[i] = dial(t, s.Addrs()[0])
+		ping(t, victims[i])
+	}
+	if _, err := holder.Write([]byte("?")); err != nil {
+		t.Fatal(err)
+	}
+	<-held
+	for _, v := range victims {
+		if _, err := v.Write([]byte("!")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(release) // The next turn has them all.
+	for _, v := range victims {
+		_ = v.SetReadDeadline(time.Now().Add(patience))
+		if n, err := v.Read(make([]byte, 1)); n != 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("read %d bytes, error %v: want the end of the connection", n, err)
+		}
+	}
+	ping(t, other)
 }
 
 // TestF16ProcsChange changes how many goroutines run at once, all the time.

@@ -72,7 +72,7 @@ func (s *isolation) sweep() {
 // move goes through the threads once. It is true if it has moved one. mu is held.
 func (s *isolation) move() (moved bool) {
 	for _, tid := range host.Threads() {
-		if slices.ContainsFunc(s.loops, func(l *loop) bool { return l.thread.Load() == int64(tid) }) {
+		if slices.ContainsFunc(s.loops, func(l *loop) bool { return l.lookout.spares.isMember(tid) }) {
 			continue
 		}
 		now, errno := sys.AffinityOf(tid)

@@ -100,8 +100,10 @@ func newLoop(e *Engine, b poller.Backend) *loop {
 	if e.config.Dispatch != DispatchInline {
 		l.errands = new(errands)
 	}
-	// A ring belongs to its thread, also where it is used for readiness alone.
-	l.movable = b.Name() == string(KindEpoll) && e.config.Dispatch == DispatchSteal
+	_, l.movable = b.(poller.Sharer)
+	l.movable = l.movable && e.config.Dispatch == DispatchSteal
+	l.lookout.threads.Store(1)
+	l.lookout.spares.turns = make(chan struct{}, sparesMost)
 	return l
 }
 
@@ -116,15 +118,17 @@ func (l *loop) run() {
 		runtime.UnlockOSThread()
 		return
 	}
+	l.lookout.usual, _ = sys.AffinityOf(0)
+	l.thread.Store(int64(sys.Gettid()))
 	l.settle()
 	dog.add(l)
 	close(l.begun)
-	l.serve()
+	l.man(l.inner.Run)
 }
 
-// settle makes the calling thread the loop's.
+// settle makes the calling thread like the loop's.
 func (l *loop) settle() {
-	l.thread.Store(int64(sys.Gettid()))
+	l.lookout.spares.setMember(sys.Gettid(), true)
 	for _, err := range l.pin.Pin() {
 		l.engine.refused(err)
 	}
@@ -132,22 +136,36 @@ func (l *loop) settle() {
 	l.label()
 }
 
-// serve runs the loop until the engine closes. A handler that ends the goroutine by runtime.Goexit (as t.FailNow does) does
-// not end the loop: another goroutine goes on.
-func (l *loop) serve() {
-	ended, tenure := false, l.tenure.Load()
+// serve has the calling thread run the loop until the engine closes. It is true if the thread is free again before that: it was
+// relieved in a callback that has ended now, or is not needed. A handler that ends the goroutine by runtime.Goexit (as t.FailNow does)
+// does not end the loop: another goroutine goes on.
+func (l *loop) serve(run func() error) (again bool) {
+	ended := false
 	defer func() {
-		switch {
-		case ended:
-		case l.tenure.Load() != tenure:
-			l.lost(ErrGoexit) // If there is something left to end.
-		default:
-			go l.replace() // Or this is a panic that ends the process.
+		if ended {
+			return
 		}
+		v := recover()
+		if _, again = v.(unwinding); again {
+			return
+		}
+		if v != nil {
+			panic(v) // A bug of ours, which must be seen.
+		}
+		if l.endStuck(ErrGoexit) {
+			l.engine.reliefs.lookers.Done()
+			return
+		}
+		go l.replace()
 	}()
-	err := l.inner.Run()
+	err := run()
 	ended = true
+	if errors.Is(err, poller.ErrElsewhere) {
+		l.left(err)
+		return true
+	}
 	l.end(err)
+	return false
 }
 
 // replace takes the loop over from a goroutine that a handler has ended, and closes the connection that it was called for.
@@ -169,27 +187,29 @@ func (l *loop) replace() {
 }
 
 func (l *loop) takeOver() {
-	l.comeTo()
+	l.thread.Store(int64(sys.Gettid()))
 	l.settle()
-	l.opening = nil
 	l.engine.log.Error("pollux: a handler has ended its goroutine by runtime.Goexit; its connection is closed")
 	if l.engine.Backend() == string(KindUring) {
 		l.current.Store(nil)
 		l.end(fmt.Errorf("%w, and with it the thread that its io_uring belonged to", ErrGoexit))
 		return
 	}
-	if c := l.current.Load(); c != nil {
-		l.leave(c)
-		if c.fd < 0 {
-			l.closed(c, ErrGoexit) // Detach has taken the descriptor before.
-		} else {
-			l.destroy(c, ErrGoexit)
+	l.man(func() error {
+		l.opening = nil
+		if c := l.current.Load(); c != nil {
+			l.leave(c)
+			if c.fd < 0 {
+				l.closed(c, ErrGoexit) // Detach has taken the descriptor before.
+			} else {
+				l.destroy(c, ErrGoexit)
+			}
 		}
-	}
-	for l.next < len(l.batch) {
-		l.dispatch()
-	}
-	l.serve()
+		for l.next < len(l.batch) {
+			l.dispatch()
+		}
+		return l.inner.Run()
+	})
 }
 
 // end closes what is open. err is why the loop has ended, nil when the engine closes.
@@ -201,8 +221,8 @@ func (l *loop) end(err error) {
 		go l.engine.Close()
 	}
 	l.ending = true
-	l.lookout.end()
 	l.settleAway()
+	l.endShare()
 	for _, s := range l.sources.All {
 		l.closeSource(s, ErrShutdown)
 	}
@@ -273,6 +293,9 @@ func (l *loop) contain(tenure uint32) {
 	v := recover()
 	if v == nil {
 		return
+	}
+	if _, ok := v.(unwinding); ok {
+		panic(v) // On to serve.
 	}
 	err := &PanicError{Value: v, Stack: debug.Stack()}
 	if l.tenure.Load() != tenure {

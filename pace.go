@@ -62,14 +62,11 @@ const timingTurns = 1 << 10
 func (l *loop) beginTurn() {
 	l.turnAt = poller.Nanotime()
 	if l.lookout.turns > 0 {
-		l.lookout.arm()
+		l.beginWatched()
 	}
 }
 
 func (l *loop) endTurn() {
-	if l.lookout.armed.Load() {
-		l.lookout.disarm()
-	}
 	if poller.Nanotime()-l.turnAt > int64(slowCall) {
 		l.timing = timingTurns
 	} else if l.timing > 0 {

@@ -1,33 +1,41 @@
 package pollux
 
 import (
+	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/pollux-go/pollux/internal/invariants"
 	"github.com/pollux-go/pollux/internal/sys"
 	"github.com/pollux-go/pollux/poller"
 )
 
 // Relief: an event loop is taken over from a thread that is stuck in a handler, so that the other connections need not wait for it.
 //
-// A loop of which a callback was slow lately arms a timer at the beginning of each turn, and disarms it at the end. Where it expires,
-// a thread of its own, the looker, looks for how long the callback has been running. If that is long it becomes the loop, and the
-// callback an errand: what runs it is no loop any more, and its thread ends with it. So a handler that is fast, but for one call in
-// a hundred, costs the others a moment and no hand-over.
+// While a loop is looked after, because callbacks of it were slow lately, it is shared by two threads: see poller.Loop.Share. One of
+// them has the turns, and the other one sleeps in the same epoll set, until an event comes while the first one is busy. Then it looks
+// for how long the callback has been running that the first one is in. If that is long it becomes the loop, and the callback an
+// errand: what runs it is no loop any more. So a handler that is fast, but for one call in a hundred, costs no hand-over where it is
+// fast, and costs the others a moment where it is not; and where there are no others, nothing. In particular no timer is set, turn by
+// turn: on a virtual machine that may take five microseconds, each time.
 //
 // Ownership. A loop's state belongs to the goroutine that has put a connection into loop.current, or took it out. While a handler
 // runs, whoever holds that connection's mutex and finds it there may take it out and is the loop from then on: the loop's own way
 // out of a callback is the same compare-and-swap, under the same mutex (leave). Who finds that it came second touches nothing of the
-// loop, ends the errand, and then its goroutine (lost). Functions that end in between, by a panic or by Goexit, compare
+// loop, ends the errand, and unwinds to serve (lost). Functions that end in between, by a panic or by Goexit, compare
 // loop.tenure, which each relief counts up, with what it was when they began.
+//
+// Threads. The one that was relieved is not ended, but kept as a spare one, and is the looker when the present one has become the
+// loop: a service that is relieved fifty times a second makes no threads, but for callbacks that are stuck at the same time.
 //
 // A ring belongs to its thread: on io_uring, handlers that are slow go to workers.
 
 // reliefs is what an engine knows of those.
 type reliefs struct {
-	lookers sync.WaitGroup // who looks, and who is about to
+	lookers sync.WaitGroup // the threads of loops but one each: followers, spare ones, and those that are stuck
 	count   atomic.Uint64
 	word    uint32 // to sleep on; nobody wakes
 
@@ -35,14 +43,121 @@ type reliefs struct {
 	stuck map[int]*errand // what threads run that were loops', by their ids
 }
 
-// lookout is how a loop has itself looked after. It is the loop's, but for what the looker reads.
+// lookout is how a loop has itself looked after. It is the loop's, but for what is atomic.
 type lookout struct {
-	timer   int          // its descriptor; 0: not needed yet
-	turns   int          // that are still to be looked after; 0: none
+	turns   int          // that are still to be looked after
 	bucket  int          // of slow calls: see measured
-	futile  atomic.Int32 // looks in a row that have found nothing stuck
-	armed   atomic.Bool
-	stopped atomic.Bool
+	futile  atomic.Int32 // long turns in a row in which nothing was stuck
+	threads atomic.Int32 // that run the loop, or wait to
+	failed  atomic.Bool  // there can be one only
+	usual   []int        // the CPUs of threads that are no loop's
+	spares  spares
+}
+
+// spares are a loop's threads that are not needed at present. Each one waits for a turn, for ten seconds at most.
+type spares struct {
+	mu      sync.Mutex
+	waiting int           // that no turn is on its way to
+	turns   chan struct{} // closed when the loop ends
+	ended   bool
+	buffers [][]byte     // of loops that were relieved
+	members map[int]bool // by their ids: who runs the loop, or waits to; spare ones too
+}
+
+// setMember says whether a thread is the loop's.
+func (s *spares) setMember(tid int, is bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case !is:
+		delete(s.members, tid)
+	case s.members == nil:
+		s.members = map[int]bool{tid: true}
+	default:
+		s.members[tid] = true
+	}
+}
+
+func (s *spares) isMember(tid int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.members[tid]
+}
+
+// sparesMost is how many spare threads, and buffers, a loop keeps.
+const sparesMost = 4
+
+// wait waits for a turn. It is false if there are enough others, or none is needed any more.
+func (s *spares) wait() bool {
+	s.mu.Lock()
+	if s.ended || s.waiting == sparesMost {
+		s.mu.Unlock()
+		return false
+	}
+	s.waiting++
+	s.mu.Unlock()
+	timer := time.NewTimer(workerRetire)
+	defer timer.Stop()
+	select {
+	case _, ok := <-s.turns:
+		return ok
+	case <-timer.C:
+	}
+	s.mu.Lock()
+	if s.waiting > 0 {
+		s.waiting--
+		s.mu.Unlock()
+		return false
+	}
+	s.mu.Unlock()
+	_, ok := <-s.turns // There is one for each that is not counted as waiting.
+	return ok
+}
+
+// call gives a turn to a spare thread. It is false if there is none.
+func (s *spares) call() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.waiting == 0 {
+		return false
+	}
+	s.waiting--
+	s.turns <- struct{}{} // There is room for sparesMost.
+	return true
+}
+
+// end lets them go.
+func (s *spares) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ended, s.waiting = true, 0
+	close(s.turns)
+}
+
+// buffer returns a buffer of that size.
+func (s *spares) buffer(size int) []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := len(s.buffers); n > 0 {
+		b := s.buffers[n-1]
+		s.buffers = s.buffers[:n-1]
+		return b
+	}
+	return make([]byte, size)
+}
+
+// keep takes back a buffer that nobody looks at any more.
+func (s *spares) keep(b []byte) {
+	if invariants.Enabled {
+		for i := range b {
+			b[i] = poison
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.buffers) < sparesMost {
+		s.buffers = append(s.buffers, b)
+	}
 }
 
 const (
@@ -52,64 +167,80 @@ const (
 	// watchWeight is among how many calls a second slow one has the loop looked after.
 	watchWeight = 1 << 8
 
-	// futileMost is after how many looks in vain a loop is not looked after any more: its turns are long for another reason.
+	// futileMost is after how many of those a loop is not looked after any more: its turns are long for another reason.
 	futileMost = 64
 
-	// lookPause is the longest pause between two looks at one turn, while its callbacks return.
-	lookPause = time.Millisecond
+	// looksMost is how often the pause between two looks at one turn doubles.
+	looksMost = 3
+
+	// endPause is how often who ends the loop sees whether the others have gone.
+	endPause = time.Millisecond
 
 	// watchTurns is for how many turns it is looked after then.
 	watchTurns = 1 << 12
 )
 
-// relievable tells whether another thread can become the loop.
-func (l *loop) relievable() bool { return l.movable }
+// relievable tells whether another thread can become the loop. Where none can, handlers that are slow go to workers. A thread with
+// SCHED_FIFO would keep those off its CPU that are to relieve it.
+func (l *loop) relievable() bool { return l.movable && !l.lookout.failed.Load() && !l.pin.Sched.FIFO }
 
 // beWatched has the loop looked after from the next turn on.
 func (l *loop) beWatched() {
-	if !l.relievable() || l.lookout.timer < 0 {
+	w := &l.lookout
+	if !l.relievable() || l.ending {
 		return
 	}
-	l.lookout.turns = watchTurns
-	if l.lookout.timer != 0 {
-		return
+	w.turns = watchTurns
+	if !l.inner.Shared() {
+		l.inner.Spin(0, false) // A loop that spins does not wait, and the others would have its events.
+		l.inner.Share(true)
 	}
-	fd, errno := sys.Timer()
-	if l.lookout.timer = fd; errno != 0 {
-		l.engine.refused(explain("relieve a loop that is stuck: make a timer", errno))
-		return
-	}
-	l.engine.reliefs.lookers.Add(1)
-	go l.look()
-}
-
-// arm begins a turn.
-func (w *lookout) arm() {
-	if w.turns--; w.futile.Load() >= futileMost {
-		w.turns, w.bucket = 0, 0
-		w.futile.Store(0)
-		return
-	}
-	w.armed.Store(true) // Publishes that there is a turn; pairs with the load in find.
-	_ = sys.SetTimer(w.timer, reliefAfter)
-}
-
-// disarm ends it.
-func (w *lookout) disarm() {
-	w.armed.Store(false)
-	_ = sys.SetTimer(w.timer, 0)
-}
-
-// end lets the looker go, which is no loop any more or was none.
-func (w *lookout) end() {
-	if w.timer > 0 {
-		w.stopped.Store(true)
-		_ = sys.SetTimer(w.timer, 1)
+	if w.threads.Load() < 2 {
+		l.callFollower()
 	}
 }
 
-// look is the looker. It is counted in lookers.
-func (l *loop) look() {
+// notWatched ends that.
+func (l *loop) notWatched() {
+	l.lookout.turns, l.lookout.bucket = 0, 0
+	l.lookout.futile.Store(0)
+	l.inner.Share(false)
+	l.inner.Spin(l.engine.config.spinBudget())
+}
+
+// callFollower has a spare thread wait beside the loop, or a new one.
+func (l *loop) callFollower() {
+	l.lookout.threads.Add(1)
+	if !l.lookout.spares.call() {
+		l.engine.reliefs.lookers.Add(1)
+		go l.follow()
+	}
+}
+
+// beginWatched begins a turn that is looked after.
+func (l *loop) beginWatched() {
+	w := &l.lookout
+	l.thread.Store(int64(sys.Gettid()))
+	if w.turns--; w.turns == 0 || w.futile.Load() >= futileMost || w.failed.Load() {
+		l.notWatched()
+	}
+}
+
+// endShare waits until nobody uses the backend any more but the calling thread, which ends the loop.
+func (l *loop) endShare() {
+	l.lookout.spares.end()
+	if !l.movable {
+		return
+	}
+	l.inner.Share(false)
+	for l.lookout.threads.Load() > 1 {
+		l.backend.(poller.Sharer).Rouse()
+		time.Sleep(endPause)
+	}
+}
+
+// follow is the life of a thread that begins as a follower.
+func (l *loop) follow() {
 	runtime.LockOSThread()
 	if sys.IsFirstThread() {
 		// Not this one, as in run.
@@ -117,58 +248,72 @@ func (l *loop) look() {
 		go func() {
 			runtime.LockOSThread()
 			close(begun)
-			l.lookOn()
+			l.settle()
+			l.man(l.inner.Follow)
 		}()
 		<-begun
 		runtime.UnlockOSThread()
 		return
 	}
-	l.lookOn()
+	l.settle()
+	l.man(l.inner.Follow)
 }
 
-func (l *loop) lookOn() {
-	s := &l.engine.reliefs
-	_ = sys.SetTimerSlack(1)
-	for sys.WaitTimer(l.lookout.timer) == 0 && !l.lookout.stopped.Load() {
-		if l.find() {
-			s.count.Add(1)
-			go l.look() // The next one, which is counted in this one's place.
-			l.goOn()
+// man is the life of a thread that runs the loop, by itself or in turns with others.
+func (l *loop) man(run func() error) {
+	s := &l.lookout.spares
+	defer s.setMember(sys.Gettid(), false)
+	for l.serve(run) {
+		if !s.wait() {
+			l.engine.reliefs.lookers.Done()
 			return
 		}
+		l.settle() // Who was relieved has lost its CPU, and its priority.
+		run = l.inner.Follow
 	}
-	sys.Close(l.lookout.timer)
-	s.lookers.Done()
 }
 
-// find looks after one turn. It is true if the calling thread is the loop now.
-func (l *loop) find() bool {
-	w := &l.lookout
-	w.futile.Add(1)
-	pause, last := reliefAfter, uint64(0)
-	for w.armed.Load() && !w.stopped.Load() {
-		calls, began, c := l.calls.Load(), l.callAt.Load(), l.current.Load()
-		wait := pause
-		if c != nil && began != 0 {
-			age := time.Duration(poller.Nanotime() - began)
-			if age >= reliefAfter && l.take(c, calls, began) {
-				w.futile.Store(0)
-				return true
-			}
-			wait = max(pause-age, reliefAfter/8)
-		}
-		if calls != last { // They do return: less often, then.
-			last, pause = calls, min(2*pause, lookPause)
-		}
-		sys.FutexWait(&l.engine.reliefs.word, 0, wait)
+// left ends a follower's time.
+func (l *loop) left(err error) {
+	if err != poller.ErrElsewhere { // But more than that.
+		l.engine.refused(fmt.Errorf("relieve a loop that is stuck: %w", err))
+		l.lookout.failed.Store(true)
 	}
-	return false
+	l.lookout.threads.Add(-1)
+}
+
+// Relieve implements [poller.SharedSink].
+func (l *loop) Relieve(looks int) (took bool, again time.Duration) {
+	calls, began, c := l.calls.Load(), l.callAt.Load(), l.current.Load()
+	again = reliefAfter << min(looks, looksMost)
+	if c != nil && began != 0 {
+		age := time.Duration(poller.Nanotime() - began)
+		if age >= reliefAfter && l.take(c, calls, began) {
+			return true, 0
+		}
+		again = max(again-age, reliefAfter/8)
+	}
+	if looks == 1 {
+		l.lookout.futile.Add(1)
+	}
+	return false, again
+}
+
+// Stray implements [poller.SharedSink].
+func (l *loop) Stray(events []poller.Event) {
+	events = slices.Clone(events)
+	// Where the loop has ended, so have the connections.
+	_ = l.inner.PostAlways(func() {
+		l.batch, l.next = events, 0
+		for l.next < len(l.batch) {
+			l.dispatch()
+		}
+	})
 }
 
 // take makes the calling thread the loop, whose callback of c, the one with that number, goes on elsewhere. It is false if that
 // callback has ended meanwhile, or cannot be left alone.
 func (l *loop) take(c *Conn, calls uint64, began int64) bool {
-	usual, _ := sys.AffinityOf(0) // What a thread is allowed that is no loop's.
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if l.current.Load() != c || l.calls.Load() != calls || l.callAt.Load() != began || c.isClosed() || l.ending {
@@ -181,6 +326,7 @@ func (l *loop) take(c *Conn, calls uint64, began int64) bool {
 	}
 	r.conn, r.what, r.began = c, onAsync, began
 	old := int(l.thread.Load())
+	l.lookout.spares.setMember(old, false)
 	s := &l.engine.reliefs
 	s.mu.Lock()
 	if s.stuck == nil {
@@ -189,7 +335,8 @@ func (l *loop) take(c *Conn, calls uint64, began int64) bool {
 	s.stuck[old] = r
 	s.mu.Unlock()
 
-	l.buffer = make([]byte, len(l.buffer)) // The handler may look at what lies in the old one.
+	r.lent = l.buffer // The handler may look at what lies there.
+	l.buffer = l.lookout.spares.buffer(len(l.buffer))
 	if c.out == &l.cork {
 		c.out = &outbound{buf: append([]byte(nil), l.cork.buf[l.cork.head:]...)}
 	}
@@ -211,7 +358,9 @@ func (l *loop) take(c *Conn, calls uint64, began int64) bool {
 		duty |= dutyAwaited
 	}
 	c.duty.Store(duty)
-	l.beWatched()
+	l.lookout.futile.Store(0)
+	l.lookout.threads.Add(-1)
+	l.engine.reliefs.count.Add(1)
 	l.current.Store(nil) // Publishes all this to the old thread, which comes second in leave.
 	l.tenure.Add(1)
 	if c.out != nil {
@@ -222,7 +371,7 @@ func (l *loop) take(c *Conn, calls uint64, began int64) bool {
 		}
 	}
 	if l.pin.CPU >= 0 {
-		_ = sys.SetAffinity(old, usual)
+		_ = sys.SetAffinity(old, l.lookout.usual)
 	}
 	if l.pin.Sched.Set {
 		_ = sys.SetSched(old, sys.Sched{})
@@ -230,11 +379,17 @@ func (l *loop) take(c *Conn, calls uint64, began int64) bool {
 	return true
 }
 
-// goOn is the loop from where its last thread has left off.
-func (l *loop) goOn() {
-	l.lookout.disarm()
-	l.comeTo()
-	l.settle()
+// Relieved implements [poller.SharedSink].
+func (l *loop) Relieved(events []poller.Event) {
+	l.thread.Store(int64(sys.Gettid()))
+	n := min(l.next, len(l.batch))
+	if n > 0 {
+		if s, ok := l.sources.Get(l.batch[n-1].Token); ok && s.acceptor != nil {
+			n-- // It may have more to accept.
+		}
+	}
+	l.batch, l.next = append(slices.Clone(l.batch[n:]), events...), 0
+	l.beWatched()
 	if c := l.opening; c != nil {
 		l.opening = nil
 		if err := l.arm(c); err != nil {
@@ -244,21 +399,8 @@ func (l *loop) goOn() {
 	if l.catching.conn != nil {
 		l.guard(l.catchUp)
 	}
-	if n := l.next; n > 0 && n <= len(l.batch) {
-		if s, ok := l.sources.Get(l.batch[n-1].Token); ok && s.acceptor != nil {
-			l.next-- // It may have more to accept.
-		}
-	}
 	for l.next < len(l.batch) {
 		l.dispatch()
-	}
-	l.serve()
-}
-
-// comeTo moves the calling thread to the loop's CPU, from where others may be kept off.
-func (l *loop) comeTo() {
-	if l.pin.CPU >= 0 {
-		_ = sys.SetAffinity(0, []int{l.pin.CPU}) // settle says what is wrong.
 	}
 }
 
@@ -274,12 +416,25 @@ func (s *reliefs) stuckHere(remove bool) *errand {
 	return r
 }
 
-// lost ends a callback whose loop goes on elsewhere, and the goroutine.
+// unwinding is the panic by which a callback returns to serve whose loop has gone on elsewhere.
+type unwinding struct{}
+
+// lost ends a callback whose loop goes on elsewhere, and returns to serve.
 func (l *loop) lost(err error) {
-	if r := l.engine.reliefs.stuckHere(true); r != nil {
-		r.conn.service.pace.note(poller.Nanotime()-r.began, reliefWeight)
-		r.err = err
-		r.end()
+	l.endStuck(err)
+	panic(unwinding{})
+}
+
+// endStuck ends the callback that the calling thread was relieved in. It is false if it was not.
+func (l *loop) endStuck(err error) bool {
+	r := l.engine.reliefs.stuckHere(true)
+	if r == nil {
+		return false
 	}
-	runtime.Goexit()
+	r.conn.service.pace.note(poller.Nanotime()-r.began, reliefWeight)
+	r.err = err
+	lent := r.lent
+	r.end()
+	l.lookout.spares.keep(lent)
+	return true
 }

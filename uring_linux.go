@@ -832,7 +832,8 @@ func (u *uringBackend) takeReady(events []poller.Event) int {
 	}
 	raw := u.readyEvents[:u.readyCount]
 	taken := min(len(raw), len(events))
-	n := u.ready.translate(raw[:taken], events)
+	n, woken := translate(raw[:taken], events)
+	u.ready.broken = u.ready.broken || woken
 	u.readyCount = copy(raw, raw[taken:])
 	return n
 }

@@ -214,10 +214,10 @@ const loopLabel = "pollux-loop"
 
 // label marks the calling goroutine as the loop's, for profiles and for stack.
 func (l *loop) label() {
-	pprof.SetGoroutineLabels(pprof.WithLabels(context.Background(), pprof.Labels(loopLabel, l.id())))
+	pprof.SetGoroutineLabels(pprof.WithLabels(context.Background(), pprof.Labels(loopLabel, l.id(int64(sys.Gettid())))))
 }
 
-func (l *loop) id() string { return l.pin.Name + "/" + strconv.FormatInt(l.thread.Load(), 10) }
+func (l *loop) id(thread int64) string { return l.pin.Name + "/" + strconv.FormatInt(thread, 10) }
 
 // stack returns the functions that the loop's goroutine is in, innermost first.
 func (l *loop) stack() string {
@@ -225,7 +225,7 @@ func (l *loop) stack() string {
 	if err := pprof.Lookup("goroutine").WriteTo(&all, 1); err != nil {
 		return err.Error()
 	}
-	mark := strconv.Quote(loopLabel) + ":" + strconv.Quote(l.id())
+	mark := strconv.Quote(loopLabel) + ":" + strconv.Quote(l.id(l.thread.Load()))
 	for block := range strings.SplitSeq(all.String(), "\n\n") {
 		// Goroutines that a handler has started have the label too.
 		if !strings.Contains(block, mark) || !strings.Contains(block, ".(*loop).serve") {

@@ -22,8 +22,8 @@ type Sink interface {
 }
 
 // A Loop waits on a backend and hands to its [Sink], turn by turn, a batch of events, then what other goroutines
-// posted, then the timers that are due. Run is called once; Post, PostAlways and Stop may be called from any goroutine,
-// Schedule and Now only from the one that runs.
+// posted, then the timers that are due. Run is called once, and others may run the loop by turns with it: see Share. Post,
+// PostAlways and Stop may be called from any goroutine, Schedule and Now only from the one that runs.
 //
 // Every turn does a bounded amount of work: at most 256 events, the posts that were there when it looked, 256 timers.
 type Loop struct {
@@ -40,6 +40,7 @@ type Loop struct {
 	slice   slice
 	empty   bool // nobody waited for the P when the turn began
 
+	share    share
 	counters counters
 	begun    int64 // the instant at which the last wait was over
 
@@ -60,7 +61,7 @@ const timersMost = 256
 
 // NewLoop makes a loop on a backend, which stays the caller's to close.
 func NewLoop(b Backend, s Sink) *Loop {
-	return &Loop{backend: b, sink: s, events: make([]Event, batchMost)}
+	return &Loop{backend: b, sink: s, events: make([]Event, batchMost), share: share{owner: owned}}
 }
 
 // Heat says for how long after its last event the loop waits hot: in a system call that keeps the P, so that nothing stands
@@ -88,10 +89,16 @@ func (l *Loop) Backend() Backend { return l.backend }
 
 // Run runs the loop until Stop. It returns an error only if the backend fails. If a function that it calls ends the goroutine
 // (runtime.Goexit), or is never going to return to Run, another goroutine may call Run again.
-func (l *Loop) Run() error {
-	more := l.slice.first != nil // The last Run has not returned, and may have left work in the sink.
-	if !more {
-		l.slice.open()
+func (l *Loop) Run() error { return l.run(false) }
+
+// run is Run, or Follow.
+func (l *Loop) run(follow bool) error {
+	more := false
+	if !follow {
+		// The last Run has not returned, and may have left work in the sink.
+		if more = l.slice.first != nil; !more {
+			l.slice.open()
+		}
 	}
 	ended := false
 	defer func() {
@@ -100,15 +107,31 @@ func (l *Loop) Run() error {
 		}
 	}()
 	busy := true
-	for !l.stopped.Load() {
-		if busy {
-			l.handOver()
+	var buffer []Event
+	for follow || !l.stopped.Load() {
+		var n int
+		var err error
+		timeout := time.Duration(-1)
+		if !follow {
+			if busy {
+				l.handOver()
+			}
+			if timeout = l.timeout(more); timeout != 0 {
+				timeout = l.temper(timeout, busy)
+			}
 		}
-		timeout := l.timeout(more)
-		if timeout != 0 {
-			timeout = l.temper(timeout, busy)
+		if follow || timeout != 0 && l.share.on.Load() {
+			if buffer == nil {
+				buffer = make([]Event, sharedMost)
+			}
+			n, err = l.waitShared(buffer, timeout, follow)
+			if follow && err != nil || err == ErrElsewhere {
+				return err
+			}
+			follow = false
+		} else {
+			n, err = l.backend.Wait(l.events, timeout)
 		}
-		n, err := l.backend.Wait(l.events, timeout)
 		if l.mailbox.unpark() {
 			l.counters.rescues.add(1)
 		}
@@ -158,7 +181,7 @@ func (l *Loop) temper(timeout time.Duration, busy bool) time.Duration {
 	if busy {
 		l.worked = now
 	}
-	hot := l.hot > 0 && now-l.worked < int64(l.hot)
+	hot := l.hot > 0 && now-l.worked < int64(l.hot) && !l.share.on.Load()
 	if hot != l.isHot {
 		l.isHot = hot
 		l.holder.Hold(hot)
@@ -281,7 +304,7 @@ func (l *Loop) Post(run func()) error {
 	}
 	wake, err := l.mailbox.post(run)
 	l.counters.woken(wake)
-	if wake {
+	if wake || l.share.on.Load() { // The thread that runs may be stuck.
 		_ = l.backend.Break()
 	}
 	return err
@@ -297,7 +320,7 @@ func (l *Loop) PostAlways(run func()) error {
 func (l *Loop) PostLetter(letter *Letter) error {
 	wake, err := l.mailbox.postAlways(letter)
 	l.counters.woken(wake)
-	if wake {
+	if wake || l.share.on.Load() { // The thread that runs may be stuck.
 		_ = l.backend.Break()
 	}
 	return err

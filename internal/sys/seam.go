@@ -33,8 +33,6 @@ const (
 	OpSetsockopt
 	OpShutdown
 	OpSocket
-	OpTimerfdCreate
-	OpTimerfdSettime
 	OpUnlink
 	OpUringEnter
 	OpUringRegister
@@ -49,7 +47,7 @@ const Ops = int(opCount)
 var opNames = [opCount]string{
 	"accept4", "bind", "chmod", "close", "connect", "epoll_create1", "epoll_ctl", "epoll_wait", "eventfd2", "fcntl",
 	"futex", "getpeername", "getsockname", "getsockopt", "ioctl", "listen", "lstat", "mmap", "read", "recvfrom", "sched_setaffinity",
-	"sched_setattr", "sendto", "setsockopt", "shutdown", "socket", "timerfd_create", "timerfd_settime", "unlink", "io_uring_enter", "io_uring_register",
+	"sched_setattr", "sendto", "setsockopt", "shutdown", "socket", "unlink", "io_uring_enter", "io_uring_register",
 	"io_uring_setup", "write",
 }
 

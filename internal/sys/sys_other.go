@@ -141,15 +141,6 @@ func EpollBusyPoll(int, uint32) Errno { return ENOSYS }
 // Eventfd answers ENOSYS.
 func Eventfd() (int, Errno) { return -1, ENOSYS }
 
-// Timer answers ENOSYS.
-func Timer() (int, Errno) { return -1, ENOSYS }
-
-// SetTimer answers ENOSYS.
-func SetTimer(int, time.Duration) Errno { return ENOSYS }
-
-// WaitTimer answers ENOSYS.
-func WaitTimer(int) Errno { return ENOSYS }
-
 // FutexWait answers ENOSYS.
 func FutexWait(*uint32, uint32, time.Duration) Errno { return ENOSYS }
 

@@ -603,9 +603,6 @@ func calls(t *testing.T) map[Op][]func() Errno {
 		}
 		return errno
 	}
-	timer, errno := Timer()
-	check(t, "make a timer", errno)
-	t.Cleanup(func() { Close(timer) })
 	p := make([]byte, 8)
 	events := make([]EpollEvent, 1)
 	at := &Sockaddr{Family: AF_INET}
@@ -645,7 +642,7 @@ func calls(t *testing.T) map[Op][]func() Errno {
 		OpIoctl:            {func() Errno { return second(Unacknowledged(near)) }, func() Errno { return EpollBusyPoll(epfd, 0) }},
 		OpListen:           {func() Errno { return Listen(near, 1) }},
 		OpLstat:            {func() Errno { return second(IsSocket(path)) }},
-		OpRead:             {func() Errno { return second(Read(near, p)) }, func() Errno { SetTimer(timer, 1); return WaitTimer(timer) }},
+		OpRead:             {func() Errno { return second(Read(near, p)) }},
 		OpRecv:             {func() Errno { return second(Recv(near, p)) }},
 		OpSchedSetaffinity: {func() Errno { cpus, _ := Affinity(); return SetAffinity(0, cpus) }},
 		OpSchedSetattr:     {func() Errno { s, _ := GetSched(0); return SetSched(0, s) }},
@@ -653,8 +650,6 @@ func calls(t *testing.T) map[Op][]func() Errno {
 		OpSetsockopt:       {func() Errno { return SetsockoptInt(near, SOL_SOCKET, SO_KEEPALIVE, 1) }, func() Errno { return SetLinger(near, -1) }},
 		OpShutdown:         {func() Errno { return Shutdown(near, SHUT_RD) }},
 		OpSocket:           {func() Errno { return made(Socket(AF_UNIX)) }},
-		OpTimerfdCreate:    {func() Errno { return made(Timer()) }},
-		OpTimerfdSettime:   {func() Errno { return SetTimer(timer, 0) }},
 		OpUnlink:           {func() Errno { return Unlink(path) }},
 		OpWrite:            {func() Errno { return second(Write(near, p)) }},
 		OpClose:            {func() Errno { fd, _ := Dup(near); return Close(fd) }},
