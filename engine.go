@@ -747,7 +747,7 @@ func (e *Engine) shutdown(ctx context.Context) error {
 	}
 	errs = append(errs, e.endDispatcher())
 	if ended {
-		e.reliefs.lookers.Wait()
+		e.reliefs.crew.Wait()
 	}
 	if e.loops != nil {
 		e.undo()

@@ -159,13 +159,11 @@ func (e *epoll) WaitShared(events []poller.Event, timeout time.Duration) (n int,
 func (e *epoll) Answer() { e.waking.Store(false) }
 
 // AnswerLate implements [poller.Sharer].
-func (e *epoll) AnswerLate() bool {
-	if !e.broken {
-		return false
+func (e *epoll) AnswerLate() {
+	if e.broken {
+		e.broken = false
+		e.waking.Store(false)
 	}
-	e.broken = false
-	e.waking.Store(false)
-	return true
 }
 
 // Rouse implements [poller.Sharer].

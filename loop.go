@@ -153,7 +153,7 @@ func (l *loop) serve(run func() error) (again bool) {
 			panic(v) // A bug of ours, which must be seen.
 		}
 		if l.endStuck(ErrGoexit) {
-			l.engine.reliefs.lookers.Done()
+			l.engine.reliefs.crew.Done()
 			return
 		}
 		go l.replace()

@@ -28,16 +28,15 @@ import (
 // loop, ends the errand, and unwinds to serve (lost). Functions that end in between, by a panic or by Goexit, compare
 // loop.tenure, which each relief counts up, with what it was when they began.
 //
-// Threads. The one that was relieved is not ended, but kept as a spare one, and is the looker when the present one has become the
-// loop: a service that is relieved fifty times a second makes no threads, but for callbacks that are stuck at the same time.
+// Threads. The one that was relieved is not ended, but waits as a spare one until the next follower is needed: a service that is
+// relieved fifty times a second makes no threads, but for callbacks that are stuck at the same time.
 //
 // A ring belongs to its thread: on io_uring, handlers that are slow go to workers.
 
 // reliefs is what an engine knows of those.
 type reliefs struct {
-	lookers sync.WaitGroup // the threads of loops but one each: followers, spare ones, and those that are stuck
-	count   atomic.Uint64
-	word    uint32 // to sleep on; nobody wakes
+	crew  sync.WaitGroup // the threads of loops but one each: followers, spare ones, and those that are stuck
+	count atomic.Uint64
 
 	mu    sync.Mutex      // protects stuck
 	stuck map[int]*errand // what threads run that were loops', by their ids
@@ -167,7 +166,7 @@ const (
 	// watchWeight is among how many calls a second slow one has the loop looked after.
 	watchWeight = 1 << 8
 
-	// futileMost is after how many of those a loop is not looked after any more: its turns are long for another reason.
+	// futileMost is after how many futile turns a loop is not looked after any more: they are long for another reason.
 	futileMost = 64
 
 	// looksMost is how often the pause between two looks at one turn doubles.
@@ -195,9 +194,7 @@ func (l *loop) beWatched() {
 		l.inner.Spin(0, false) // A loop that spins does not wait, and the others would have its events.
 		l.inner.Share(true)
 	}
-	if w.threads.Load() < 2 {
-		l.callFollower()
-	}
+	l.callFollower()
 }
 
 // notWatched ends that.
@@ -208,11 +205,13 @@ func (l *loop) notWatched() {
 	l.inner.Spin(l.engine.config.spinBudget())
 }
 
-// callFollower has a spare thread wait beside the loop, or a new one.
+// callFollower has a spare thread wait beside the loop, or a new one, if none does.
 func (l *loop) callFollower() {
-	l.lookout.threads.Add(1)
+	if !l.lookout.threads.CompareAndSwap(1, 2) {
+		return // One that is about to leave sees that the loop is shared, and stays: see man.
+	}
 	if !l.lookout.spares.call() {
-		l.engine.reliefs.lookers.Add(1)
+		l.engine.reliefs.crew.Add(1)
 		go l.follow()
 	}
 }
@@ -264,8 +263,9 @@ func (l *loop) man(run func() error) {
 	s := &l.lookout.spares
 	defer s.setMember(sys.Gettid(), false)
 	for l.serve(run) {
-		if !s.wait() {
-			l.engine.reliefs.lookers.Done()
+		stays := l.inner.Shared() && l.lookout.threads.CompareAndSwap(1, 2)
+		if !stays && !s.wait() {
+			l.engine.reliefs.crew.Done()
 			return
 		}
 		l.settle() // Who was relieved has lost its CPU, and its priority.

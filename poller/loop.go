@@ -76,11 +76,15 @@ func (l *Loop) Heat(d time.Duration) {
 }
 
 // Spin says for how long the loop looks for events before it sleeps. If it is adaptive, it does so only as long as events
-// have lately come within that time. It must be called before Run, and has no effect on a backend that is no [Holder].
+// have lately come within that time. It is for the goroutine that runs the loop, or before Run, and has no effect on a backend
+// that is no [Holder].
 func (l *Loop) Spin(d time.Duration, adaptive bool) {
 	l.spin, l.adaptive = d, adaptive
 	if l.holder, _ = l.backend.(Holder); l.holder == nil {
 		l.spin = 0
+	} else if d == 0 && l.budget != 0 {
+		l.budget = 0
+		l.holder.Spin(0)
 	}
 }
 
@@ -131,6 +135,9 @@ func (l *Loop) run(follow bool) error {
 			follow = false
 		} else {
 			n, err = l.backend.Wait(l.events, timeout)
+			if l.share.on.Load() {
+				l.backend.(Sharer).AnswerLate()
+			}
 		}
 		if l.mailbox.unpark() {
 			l.counters.rescues.add(1)

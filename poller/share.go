@@ -20,9 +20,9 @@ type Sharer interface {
 	WaitShared(events []Event, timeout time.Duration) (n int, woken bool, err error)
 
 	// Answer says that such a Break was answered: from here on another one wakes again. It is for who runs the loop, and so is
-	// AnswerLate, which does it for a Break that a Wait has met which was not to block, and tells whether there was one.
+	// AnswerLate, which does it for a Break that a Wait has met which was not to block, if there was one.
 	Answer()
-	AnswerLate() bool
+	AnswerLate()
 
 	// Rouse ends a WaitShared, or the next one, however many Breaks there were.
 	Rouse()
@@ -51,6 +51,8 @@ type SharedSink interface {
 // of the queue), so that one thread has all turns, and the others sleep, until an event comes while it is busy.
 // Ownership: all of the Loop that is not atomic is the owner's.
 // Progress: by the owner's; who waits for it asks the sink whether to take the loop from it.
+// Breaks: none is left unanswered that a Wait has met while the loop is shared, or others would coalesce with it that are to wake the
+// next one who waits. What comes before an answer is seen to by the turn that goes on after it.
 // Source: the leader/followers pattern (Schmidt and others, 2000), with the futex of "Futexes Are Tricky" (Drepper), mutex 2.
 type share struct {
 	on    atomic.Bool
@@ -69,6 +71,10 @@ const sharedMost = 8
 // Share has other threads run the loop too, which call Follow, or ends that. It is for the thread that runs it. The backend must be a
 // [Sharer] and the sink a [SharedSink].
 func (l *Loop) Share(on bool) {
+	if on {
+		l.backend.(Sharer).AnswerLate()
+	}
+	// Publishes to who posts that a Break is needed; pairs with the load in PostLetter.
 	l.share.on.Store(on)
 	if !on && atomic.LoadUint32(&l.share.owner) == awaited {
 		_, _ = sys.FutexWake(&l.share.owner, 1<<30)
@@ -85,9 +91,6 @@ func (l *Loop) Follow() error { return l.run(true) }
 func (l *Loop) waitShared(buffer []Event, timeout time.Duration, follow bool) (int, error) {
 	backend, sink := l.backend.(Sharer), l.sink.(SharedSink)
 	if !follow {
-		if backend.AnswerLate() {
-			return 0, nil // By this turn.
-		}
 		// Publishes the turn to who owns the loop next; pairs with the swaps in own.
 		if atomic.SwapUint32(&l.share.owner, free) == awaited {
 			_, _ = sys.FutexWake(&l.share.owner, 1)
@@ -118,6 +121,7 @@ func (l *Loop) waitShared(buffer []Event, timeout time.Duration, follow bool) (i
 	if n == len(buffer) && err == nil {
 		more := 0
 		more, err = backend.Wait(l.events[n:], 0)
+		backend.AnswerLate()
 		n += more
 	}
 	return n, err

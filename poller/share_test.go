@@ -15,7 +15,7 @@ type wakes struct {
 	written chan struct{}
 	waking  atomic.Bool
 	broken  bool
-	late    func() // is called before a Break is answered late
+	late    func() // is called by who is about to sleep
 }
 
 func (b *wakes) Break() error {
@@ -28,11 +28,11 @@ func (b *wakes) Break() error {
 func (b *wakes) Rouse() { b.written <- struct{}{} }
 
 func (b *wakes) Wait(_ []poller.Event, timeout time.Duration) (int, error) {
-	if timeout != 0 && b.AnswerLate() {
-		return 0, nil
-	}
 	if timeout != 0 {
-		<-b.written
+		if !b.broken {
+			<-b.written
+		}
+		b.broken = false
 		b.waking.Store(false)
 		return 0, nil
 	}
@@ -44,23 +44,19 @@ func (b *wakes) Wait(_ []poller.Event, timeout time.Duration) (int, error) {
 	return 0, nil
 }
 
-func (b *wakes) WaitShared(_ []poller.Event, timeout time.Duration) (int, bool, error) {
+func (b *wakes) WaitShared([]poller.Event, time.Duration) (int, bool, error) {
+	b.late()
 	<-b.written
 	return 0, true, nil
 }
 
 func (b *wakes) Answer() { b.waking.Store(false) }
 
-func (b *wakes) AnswerLate() bool {
-	if b.late != nil && b.broken {
-		b.late()
-	}
-	was := b.broken
-	if was {
+func (b *wakes) AnswerLate() {
+	if b.broken {
 		b.broken = false
 		b.waking.Store(false)
 	}
-	return was
 }
 
 type sharedSink struct{ sink }
