@@ -73,6 +73,7 @@ func (e *Engine) makeDispatcher() error {
 		Workers:  e.config.Workers,
 		Parallel: min(max(parallelLeast, len(host.Affinity())), e.config.Workers),
 		Retire:   workerRetire,
+		Held:     e.config.Procs != ProcsKeep && e.config.Hot > 0,
 	})
 	e.dispatcher, e.workerIDs = d, ids
 	return err

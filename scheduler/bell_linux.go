@@ -1,4 +1,3 @@
 package scheduler
 
-// channelBells: workers sleep in futexes.
-const channelBells = false
+const noFutexes = false

@@ -2,5 +2,4 @@
 
 package scheduler
 
-// channelBells: there are no futexes; workers sleep on channels.
-const channelBells = true
+const noFutexes = true

@@ -38,6 +38,9 @@ type Config struct {
 	Parallel int
 	// Retire is how long a worker is idle before it ends; the last one stays. 0 is for ever.
 	Retire time.Duration
+	// Held says that who pushes to the sources keeps its P in system calls. Idle workers sleep in a system call each then, instead
+	// of in Go's scheduler, which would ready them at that P. It costs twice as much, and is ignored where there are no futexes.
+	Held bool
 	// Order, if set, is how far a worker is from a source: it steals from the near ones first.
 	Order func(worker, source int) int
 }
@@ -68,8 +71,7 @@ func (c *Config) check() error {
 
 // A Dispatcher runs items on workers. All methods are safe for concurrent use; a [Source] is not.
 //
-// A worker is a goroutine. None runs until [Dispatcher.Wake] first finds work for it. Idle ones sleep in a system call of
-// their own and cost nothing.
+// A worker is a goroutine. None runs until [Dispatcher.Wake] first finds work for it. Idle ones sleep and cost nothing.
 //
 // How a worker parks, and why no wake-up is lost. A waker pushes, then calls Wake, which
 //
@@ -137,7 +139,7 @@ type Dispatcher struct {
 }
 
 // New returns a dispatcher that has no workers yet.
-func New(c Config) (*Dispatcher, error) { return open(c, channelBells) }
+func New(c Config) (*Dispatcher, error) { return open(c, noFutexes || !c.Held) }
 
 func open(c Config, channels bool) (*Dispatcher, error) {
 	if err := c.check(); err != nil {

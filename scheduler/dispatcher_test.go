@@ -17,7 +17,7 @@ import (
 )
 
 // start returns a dispatcher that the test's end closes.
-func start(t testing.TB, c Config) *Dispatcher { return startOn(t, c, channelBells) }
+func start(t testing.TB, c Config) *Dispatcher { return startOn(t, c, noFutexes) }
 
 func startOn(t testing.TB, c Config, channels bool) *Dispatcher {
 	t.Helper()
@@ -68,7 +68,7 @@ func hangs(t *testing.T, d *Dispatcher) (stop func()) {
 
 // onBells runs f on both kinds of bells: other systems have channels only.
 func onBells(t *testing.T, f func(t *testing.T, channels bool)) {
-	for _, channels := range []bool{channelBells, true} {
+	for _, channels := range []bool{noFutexes, true} {
 		t.Run(fmt.Sprintf("channels=%v", channels), func(t *testing.T) { f(t, channels) })
 	}
 }
@@ -721,7 +721,7 @@ func TestCloseTwice(t *testing.T) {
 
 // TestFutexFails has the kernel interrupt and refuse waits and wakes.
 func TestFutexFails(t *testing.T) {
-	if channelBells {
+	if noFutexes {
 		t.Skip("no futexes here")
 	}
 	testutil.CheckLeaks(t)
