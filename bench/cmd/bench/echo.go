@@ -159,8 +159,8 @@ func (b *bench) measure(ctx context.Context, c contender, cfg load.Config) (repo
 	cfg.Addr, cfg.Size, cfg.Pipeline = s.addr, b.o.size, b.o.pipeline
 	cfg.Warmup, cfg.Spin = b.o.warmup, b.spin
 	cfg.Skew = b.o.sleep > 0 || b.o.compute > 0
-	cfg.Start = func() { edges[0] = readEdge(s.pid(), b.o.serverCPUs) }
-	cfg.End = func() { edges[1] = readEdge(s.pid(), b.o.serverCPUs) }
+	cfg.Start = func() { edges[0] = readEdge(s, b.o.serverCPUs) }
+	cfg.End = func() { edges[1] = readEdge(s, b.o.serverCPUs) }
 	r, err := load.Run(ctx, cfg)
 	if err != nil {
 		select {
@@ -194,6 +194,8 @@ func (b *bench) measure(ctx context.Context, c contender, cfg load.Config) (repo
 		CPU: perRequest(used.Total), User: perRequest(used.User), System: perRequest(used.System),
 		RSS:        rss,
 		Unfinished: r.Unfinished,
+		Computed:   float64(edges[1].computed-edges[0].computed) / r.Elapsed.Seconds(),
+		Allocated:  float64(edges[1].allocated-edges[0].allocated) / r.Elapsed.Seconds(),
 	}
 	if !b.shared {
 		sample.CPUs = len(b.o.serverCPUs)
@@ -211,13 +213,18 @@ type edge struct {
 	usage proc.Usage
 	times proc.Times
 	err   error
+
+	computed, allocated uint64 // beside the server, since it began
 }
 
-func readEdge(pid int, cpus []int) edge {
+func readEdge(s *child, cpus []int) edge {
 	var e edge
+	if s.done != nil {
+		e.computed, e.allocated = s.done.Computed.Load(), s.done.Allocated.Load()
+	}
 	if e.times, e.err = proc.ReadTimes(cpus); e.err != nil {
 		return e
 	}
-	e.usage, e.err = proc.ReadUsage(pid)
+	e.usage, e.err = proc.ReadUsage(s.pid())
 	return e
 }

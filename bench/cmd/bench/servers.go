@@ -15,10 +15,12 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/pollux-go/pollux/bench/internal/proc"
+	"github.com/pollux-go/pollux/bench/internal/progress"
 )
 
 // program is one of the echo servers under servers/.
@@ -258,11 +260,15 @@ const (
 	stopGrace  = 2 * time.Second  // From SIGTERM to SIGKILL.
 )
 
+// progressFiles is how many files were made for what is done beside servers. Each one is small, and stays mapped.
+var progressFiles atomic.Int64
+
 // child is a running server.
 type child struct {
 	cmd    *exec.Cmd
 	addr   string
-	stdout *head // after the line that says it is ready
+	done   *progress.Counts // what is done beside the server; nil: nothing
+	stdout *head            // after the line that says it is ready
 	stderr *head
 	ended  chan struct{} // Closed when the process has ended; err is set then.
 	err    error
@@ -275,8 +281,14 @@ func (c contender) start(ctx context.Context, l *proc.Launcher, o *options) (*ch
 		return nil, err
 	}
 	args := []string{"-addr", addr, "-loops", strconv.Itoa(o.loops)}
+	var done *progress.Counts
 	if o.burn > 0 || o.churn > 0 {
-		args = append(args, "-burn", strconv.Itoa(o.burn), "-churn", strconv.Itoa(o.churn))
+		path := filepath.Join(filepath.Dir(c.bin), "progress-"+strconv.FormatInt(progressFiles.Add(1), 10))
+		if done, err = progress.Map(path); err != nil {
+			return nil, err
+		}
+		defer os.Remove(path)
+		args = append(args, "-burn", strconv.Itoa(o.burn), "-churn", strconv.Itoa(o.churn), "-progress", path)
 	}
 	if o.sleep > 0 || o.compute > 0 {
 		args = append(args, "-sleep", o.sleep.String(), "-compute", o.compute.String(), "-size", strconv.Itoa(o.size))
@@ -292,7 +304,7 @@ func (c contender) start(ctx context.Context, l *proc.Launcher, o *options) (*ch
 	if o.gomaxprocs > 0 {
 		cmd.Env = append(cmd.Env, "GOMAXPROCS="+strconv.Itoa(o.gomaxprocs))
 	}
-	s := &child{cmd: cmd, addr: addr, stdout: &head{}, stderr: &head{}, ended: make(chan struct{})}
+	s := &child{cmd: cmd, addr: addr, done: done, stdout: &head{}, stderr: &head{}, ended: make(chan struct{})}
 	cmd.Stderr = s.stderr
 	cmd.WaitDelay = time.Second
 	stdout, err := cmd.StdoutPipe()

@@ -36,8 +36,20 @@ type EchoSample struct {
 	OtherCPU float64 `json:"other_cpu"`
 	Steal    float64 `json:"steal"`
 
+	// What goroutines of the process got done beside the server: rounds of computing and objects allocated, a second.
+	Computed  float64 `json:"computed_per_second,omitempty"`
+	Allocated float64 `json:"allocated_per_second,omitempty"`
+
 	LagP99     float64 `json:"lag_p99_us,omitempty"` // How late the generator sent; open loop.
 	Unfinished uint64  `json:"unfinished,omitempty"` // Requests without an answer; open loop.
+}
+
+// beside is what measures the work beside the server: computing, or allocating if that is all there is.
+func (s EchoSample) beside() float64 {
+	if s.Computed > 0 {
+		return s.Computed
+	}
+	return s.Allocated
 }
 
 func (s EchoSample) perSecond() float64 { return float64(s.Requests) / s.Seconds }
@@ -63,6 +75,7 @@ type EchoRow struct {
 	P99Ratio       Stat `json:"p99_ratio"`
 	P999Ratio      Stat `json:"p999_ratio"`
 	Max            Stat `json:"max_us"`
+	BesideRatio    Stat `json:"beside_ratio"` // of what was done beside the server
 }
 
 // EchoGroup is a table: all servers at one number of connections.
@@ -140,6 +153,7 @@ func (g *EchoGroup) sum() {
 			P50Ratio:       ratio(p50),
 			P99Ratio:       ratio(p99),
 			P999Ratio:      ratio(func(s EchoSample) float64 { return s.P999 }),
+			BesideRatio:    ratio(EchoSample.beside),
 			Max:            stat(func(s EchoSample) float64 { return s.Max }),
 		})
 	}
@@ -167,7 +181,7 @@ func (g EchoGroup) Table() Table {
 
 // LatencyTable lays the group out for a process that uses all the CPU there is, so that CPU per request says nothing.
 func (g EchoGroup) LatencyTable() Table {
-	t := Table{Header: []string{"server", "req/s", "p50 µs", "p99 µs", "p99.9 µs", "max µs", "p50 ×" + g.Base, "p99 ×" + g.Base, "p99.9 ×" + g.Base}}
+	t := Table{Header: []string{"server", "req/s", "p50 µs", "p99 µs", "p99.9 µs", "max µs", "p50 ×" + g.Base, "p99 ×" + g.Base, "p99.9 ×" + g.Base, "work beside ×" + g.Base}}
 	small := func(x float64) string {
 		if x < 0.1 {
 			return fmt.Sprintf("%.4f", x)
@@ -176,7 +190,7 @@ func (g EchoGroup) LatencyTable() Table {
 	}
 	for _, r := range g.Rows {
 		t.Rows = append(t.Rows, []string{r.Server, r.PerSecond.Middle(Count), r.P50.Format(Micros), r.P99.Format(Micros),
-			r.P999.Format(Micros), r.Max.Middle(Micros), r.P50Ratio.Middle(small), r.P99Ratio.Middle(small), r.P999Ratio.Middle(small)})
+			r.P999.Format(Micros), r.Max.Middle(Micros), r.P50Ratio.Middle(small), r.P99Ratio.Middle(small), r.P999Ratio.Middle(small), r.BesideRatio.Format(Ratio)})
 	}
 	return t
 }

@@ -1,6 +1,13 @@
 package server
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+
+	"github.com/pollux-go/pollux/bench/internal/progress"
+)
+
+// done counts what burn and churn do.
+var done = new(progress.Counts)
 
 // burned is where the results go, so that the compiler cannot drop the work.
 var burned atomic.Uint64
@@ -12,6 +19,7 @@ func burn(x uint64) {
 			x = scramble(x)
 		}
 		burned.Add(x)
+		done.Computed.Add(1)
 	}
 }
 
@@ -34,5 +42,6 @@ func churn() {
 	objects := make(map[int]*[8]uint64, churnObjects)
 	for i := 0; ; i++ {
 		objects[i%churnObjects] = &[8]uint64{uint64(i)}
+		done.Allocated.Add(1)
 	}
 }

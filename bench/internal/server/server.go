@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/pollux-go/pollux/bench/internal/progress"
 	"github.com/pollux-go/pollux/bench/internal/skew"
 )
 
@@ -28,6 +29,7 @@ type Options struct {
 	// Burn is the number of goroutines that compute all the time, and Churn the number of those that allocate all the time,
 	// beside the server and in its process. They start with [Ready].
 	Burn, Churn int
+	Progress    string // Progress names the file where they count what they do; see package progress.
 
 	// Sleep and Compute are how long a slow request takes, see [Serve]; Size is the size of a request.
 	Sleep, Compute time.Duration
@@ -60,6 +62,7 @@ func (o *Options) parse() {
 	flag.IntVar(&o.Loops, "loops", 1, "number of event loops, where the server has them")
 	flag.IntVar(&o.Burn, "burn", 0, "number of goroutines that compute all the time, in the same process")
 	flag.IntVar(&o.Churn, "churn", 0, "number of goroutines that replace the objects of a map of a million all the time, so that the collector always runs")
+	flag.StringVar(&o.Progress, "progress", "", "`file` where those count what they do")
 	flag.DurationVar(&o.Sleep, "sleep", 0, "how long one in a hundred requests sleeps")
 	flag.DurationVar(&o.Compute, "compute", 0, "how long one in a hundred requests computes")
 	flag.IntVar(&o.Size, "size", 64, "`size` of a request in bytes, for those two")
@@ -106,6 +109,12 @@ var load Options
 
 // Ready starts what is to run beside the server, and prints the one line that the runner waits for.
 func Ready(addr string) {
+	if load.Progress != "" {
+		var err error
+		if done, err = progress.Map(load.Progress); err != nil {
+			Fatal(err)
+		}
+	}
 	for i := range load.Burn {
 		go burn(uint64(i)*2 + 1)
 	}
