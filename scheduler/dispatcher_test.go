@@ -368,8 +368,11 @@ func TestGrows(t *testing.T) {
 		for range most + 3 {
 			release <- struct{}{}
 		}
-		eventually(t, "one worker is left", func() bool { return d.Stats().Workers == 1 })
-		if got := d.Stats(); got.Retired != (round+1)*(most-1) || got.Started != got.Retired+1 || got.Run != (round+1)*(most+3) {
+		eventually(t, "all items to end, and one worker to be left", func() bool {
+			got := d.Stats()
+			return got.Workers == 1 && got.Run == (round+1)*(most+3)
+		})
+		if got := d.Stats(); got.Retired != (round+1)*(most-1) || got.Started != got.Retired+1 {
 			t.Errorf("%+v", got)
 		}
 	}
