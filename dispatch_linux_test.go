@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
+	"os"
 	"runtime"
 	"strings"
 	"sync"
@@ -258,6 +260,70 @@ func TestReliefRefused(t *testing.T) {
 	if s := e.Stats(); s.Reliefs != 0 {
 		t.Errorf("%d reliefs by nobody", s.Reliefs)
 	}
+}
+
+// TestReliefRaces has callbacks end, in every way, at about the instant at which they are relieved.
+func TestReliefRaces(t *testing.T) {
+	testutil.CheckLeaks(t)
+	e := newEngine(t, Config{Backend: KindEpoll, Loops: 1, Dispatch: DispatchSteal, Logger: slog.New(slog.DiscardHandler)})
+	boom := errors.New("boom")
+	s, a := bind(t, e, "tcp", funcs{data: func(c *Conn) error {
+		b, _ := c.Peek(2)
+		if b[0] == 'x' {
+			return echo{}.OnData(c)
+		}
+		for began := time.Now(); time.Since(began) < reliefAfter-20*time.Microsecond+time.Duration(b[1])*time.Microsecond; {
+			runtime.Gosched()
+		}
+		switch b[0] {
+		case 'p':
+			panic(boom)
+		case 'g':
+			runtime.Goexit()
+		}
+		return echo{}.OnData(c)
+	}})
+	var stop atomic.Bool
+	var others sync.WaitGroup
+	for range 2 { // Their events are what a follower takes a loop over for.
+		others.Go(func() {
+			c := dial(t, s.Addrs()[0])
+			defer c.Close()
+			for !stop.Load() {
+				roundTrip(t, c, "x others")
+			}
+		})
+	}
+	const rounds = 1500
+	for i := range rounds {
+		c := dial(t, s.Addrs()[0])
+		_ = c.SetDeadline(time.Now().Add(patience))
+		what := []byte{"rpg"[i%3], byte(i / 3 % 50)}
+		if _, err := c.Write(what); err != nil {
+			t.Fatal(err)
+		}
+		n, err := c.Read(make([]byte, 10))
+		if i%3 == 0 && n != len(what) || i%3 != 0 && (n != 0 || errors.Is(err, os.ErrDeadlineExceeded)) {
+			t.Fatalf("round %d, %q: read %d bytes, error %v", i, what, n, err)
+		}
+		c.Close()
+	}
+	stop.Store(true)
+	others.Wait()
+	a.wait(t, rounds+2)
+	var panics, exits int
+	for _, err := range a.errs() {
+		switch {
+		case errors.Is(err, boom):
+			panics++
+		case errors.Is(err, ErrGoexit):
+			exits++
+		}
+	}
+	if panics != rounds/3 || exits != rounds/3 {
+		t.Errorf("%d connections were told of a panic, and %d of an exit: want %d each", panics, exits, rounds/3)
+	}
+	t.Logf("%d reliefs, %+v", e.Stats().Reliefs, e.Stats().Workers)
 }
 
 // TestSharedLoopHearsEverything has threads run a loop by turns, begin to and cease to, while others post to it and connections are

@@ -152,7 +152,8 @@ func (l *loop) serve(run func() error) (again bool) {
 		if v != nil {
 			panic(v) // A bug of ours, which must be seen.
 		}
-		if l.endStuck(ErrGoexit) {
+		if _, relieved := l.claim(); relieved {
+			l.endStuck(ErrGoexit)
 			l.engine.reliefs.crew.Done()
 			return
 		}
@@ -301,13 +302,14 @@ func (l *loop) contain(tenure uint32) {
 	if l.tenure.Load() != tenure {
 		l.lost(err)
 	}
-	c := l.current.Load()
-	if c == nil {
+	c, relieved := l.claim()
+	switch {
+	case relieved:
+		l.lost(err)
+	case c == nil:
 		panic(v) // Not a handler: a bug of ours, which must be seen.
 	}
-	if _, _, _, ok := l.leave(c); !ok {
-		l.lost(err)
-	}
+	l.leave(c)
 	l.engine.log.Error("pollux: a handler panicked; its connection is closed", "panic", v, "stack", string(err.Stack))
 	l.recycle()
 	if c.fd < 0 {
@@ -334,9 +336,15 @@ func (l *loop) readAgain(n int) (left int) {
 	left = n
 	tenure := l.tenure.Load()
 	defer func() {
-		if l.tenure.Load() == tenure { // Else who is the loop now goes through them once more.
-			l.again = l.again[:copy(l.again, l.again[n-left:])]
+		if l.tenure.Load() != tenure {
+			return // Who is the loop now goes through them once more.
 		}
+		if left > 0 { // A callback has not returned.
+			if _, relieved := l.claim(); relieved {
+				return
+			}
+		}
+		l.again = l.again[:copy(l.again, l.again[n-left:])]
 	}()
 	defer l.contain(l.tenure.Load())
 	for left > 0 {

@@ -361,8 +361,8 @@ func (l *loop) take(c *Conn, calls uint64, began int64) bool {
 	l.lookout.futile.Store(0)
 	l.lookout.threads.Add(-1)
 	l.engine.reliefs.count.Add(1)
-	l.current.Store(nil) // Publishes all this to the old thread, which comes second in leave.
 	l.tenure.Add(1)
+	l.current.Store(nil) // Publishes all this to the old thread, which comes second in leave.
 	if c.out != nil {
 		if err := c.flush(); err != nil {
 			r.kept |= keptClose
@@ -423,6 +423,24 @@ type unwinding struct{}
 func (l *loop) lost(err error) {
 	l.endStuck(err)
 	panic(unwinding{})
+}
+
+// claim is for a thread whose callback ends by a panic or by Goexit: from here on it is not relieved any more. It returns the
+// callback's connection, or says that the thread has been relieved before.
+func (l *loop) claim() (c *Conn, relieved bool) {
+	s := &l.engine.reliefs
+	c = l.current.Load()
+	if c == nil {
+		return nil, s.stuckHere(false) != nil
+	}
+	// The connection is another thread's if this one was relieved. Which is known by then: see the order in take.
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s.stuckHere(false) != nil {
+		return nil, true
+	}
+	l.callAt.Store(0)
+	return c, false
 }
 
 // endStuck ends the callback that the calling thread was relieved in. It is false if it was not.
