@@ -454,6 +454,38 @@ func slowHandlerMoves(t *testing.T, config Config) {
 	a.wait(t, 1)
 }
 
+// TestDialWaitsForOnOpen has OnOpen take its time, wherever it runs: Dial returns when it has returned, or the connection is closed.
+func TestDialWaitsForOnOpen(t *testing.T) {
+	eachBackend(t, func(t *testing.T, config Config) {
+		for _, dispatch := range []Dispatch{DispatchInline, DispatchSteal, DispatchWorkers} {
+			t.Run(string(dispatch), func(t *testing.T) {
+				testutil.CheckLeaks(t)
+				config.Dispatch = dispatch
+				e := newEngine(t, config)
+				s, _ := bind(t, e, "tcp", echo{})
+				for _, fails := range []bool{false, true} {
+					var returned atomic.Bool
+					c, err := e.Dial(t.Context(), "tcp://"+s.Addrs()[0].String(), funcs{open: func(*Conn) error {
+						time.Sleep(5 * time.Millisecond)
+						returned.Store(true)
+						if fails {
+							panic("OnOpen")
+						}
+						return nil
+					}})
+					if err != nil {
+						t.Fatal(err)
+					}
+					if !returned.Load() {
+						t.Error("Dial has returned before OnOpen")
+					}
+					c.Close()
+				}
+			})
+		}
+	})
+}
+
 // TestWorkersGatherNothing: a goroutine that writes while a callback blocks on a worker is not held up by it.
 func TestWorkersGatherNothing(t *testing.T) {
 	eachBackend(t, func(t *testing.T, config Config) {

@@ -219,6 +219,7 @@ type Service struct {
 	acceptors []*acceptor // one for each address
 	others    []*acceptor // where every loop accepts for itself: those of the other loops
 	dialed    bool        // made by Dial: it ends with its connections
+	opened    func()      // with Dial: OnOpen has returned, or never will
 
 	readLimit  int
 	writeLimit int
@@ -539,8 +540,13 @@ func (e *Engine) Dial(ctx context.Context, addr string, h Handler) (*Conn, error
 	e.mu.Unlock()
 	c := newConn(l, s, fd, from, from.Family != sys.AF_UNIX)
 	open := make(chan struct{})
+	s.opened = sync.OnceFunc(func() { close(open) })
 	err = l.inner.PostAlways(func() {
-		defer close(open)
+		defer func() {
+			if c.duty.Load() == 0 || c.isClosed() { // Else OnOpen is still to return, on a worker.
+				s.opened()
+			}
+		}()
 		l.register(c)
 	})
 	if err != nil {

@@ -525,6 +525,9 @@ func (l *loop) call(c *Conn, what callback) {
 func (c *Conn) handle(what callback) error {
 	switch h := c.service.handler; what {
 	case onOpen:
+		if opened := c.service.opened; opened != nil {
+			defer opened()
+		}
 		return h.OnOpen(c)
 	case onData:
 		return h.OnData(c)
