@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pollux-go/pollux/internal/host"
 	"github.com/pollux-go/pollux/internal/sys"
 	"github.com/pollux-go/pollux/internal/testutil"
 )
@@ -80,6 +81,7 @@ func TestStuckHandlerHoldsUpNobody(t *testing.T) {
 					config.Dispatch, config.Loops, config.CPUs = dispatch, 1, pinned
 					if pinned != "" {
 						config.Hot = HotAlways // And workers that the loop's P would strand.
+						config.Isolate = len(host.Affinity()) > 1
 					}
 					e := newEngine(t, config)
 					h := newStuckHandler()
@@ -105,6 +107,12 @@ func TestStuckHandlerHoldsUpNobody(t *testing.T) {
 						// On a machine that stands still, so many calls may be slow that workers have the rest.
 						if s := e.Stats(); s.Reliefs == 0 || s.Reliefs+s.Workers.Run < stuck {
 							t.Errorf("%d reliefs for %d callbacks that block: %+v", s.Reliefs, stuck, s.Workers)
+						}
+					}
+					if pinned != "" {
+						l := e.loops[0]
+						if cpus, errno := sys.AffinityOf(int(l.thread.Load())); errno != 0 || len(cpus) != 1 || cpus[0] != l.pin.CPU {
+							t.Errorf("the loop's thread may run on %v, %v: want CPU %d only", cpus, errno, l.pin.CPU)
 						}
 					}
 					close(h.goOn)

@@ -126,7 +126,16 @@ func (l *loop) run() {
 	l.man(l.inner.Run)
 }
 
-// settle makes the calling thread like the loop's.
+// join makes the calling thread like the loop's, which may have been kept off the loop's CPU.
+func (l *loop) join() {
+	l.lookout.spares.setMember(sys.Gettid(), true)
+	if l.pin.CPU >= 0 {
+		_ = sys.SetAffinity(0, []int{l.pin.CPU}) // settle says what is wrong.
+	}
+	l.settle()
+}
+
+// settle makes the loop's first thread what it is to be.
 func (l *loop) settle() {
 	l.lookout.spares.setMember(sys.Gettid(), true)
 	for _, err := range l.pin.Pin() {
@@ -189,7 +198,7 @@ func (l *loop) replace() {
 
 func (l *loop) takeOver() {
 	l.thread.Store(int64(sys.Gettid()))
-	l.settle()
+	l.join()
 	l.engine.log.Error("pollux: a handler has ended its goroutine by runtime.Goexit; its connection is closed")
 	if l.engine.Backend() == string(KindUring) {
 		l.current.Store(nil)

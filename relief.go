@@ -247,14 +247,14 @@ func (l *loop) follow() {
 		go func() {
 			runtime.LockOSThread()
 			close(begun)
-			l.settle()
+			l.join()
 			l.man(l.inner.Follow)
 		}()
 		<-begun
 		runtime.UnlockOSThread()
 		return
 	}
-	l.settle()
+	l.join()
 	l.man(l.inner.Follow)
 }
 
@@ -268,7 +268,7 @@ func (l *loop) man(run func() error) {
 			l.engine.reliefs.crew.Done()
 			return
 		}
-		l.settle() // Who was relieved has lost its CPU, and its priority.
+		l.join() // Who was relieved has lost its CPU, and its priority.
 		run = l.inner.Follow
 	}
 }
