@@ -209,6 +209,7 @@ func (c Config) withDefaults() (Config, error) {
 			errs = append(errs, fmt.Errorf("config: %s is %d: it must be from %d to %d", name, value, least, most))
 		}
 	}
+	clash := func(err error, names ...string) { errs = append(errs, &clashError{err, names}) }
 	checkPower := func(name string, value, least, most int) {
 		if value < least || value > most || value&(value-1) != 0 {
 			errs = append(errs, fmt.Errorf("config: %s is %d: it must be a power of two from %d to %d", name, value, least, most))
@@ -228,13 +229,13 @@ func (c Config) withDefaults() (Config, error) {
 		errs = append(errs, fmt.Errorf("config: CPUs is %q: %w", c.CPUs, err))
 	}
 	if c.Isolate && c.CPUs == cpusNone {
-		errs = append(errs, errors.New("config: Isolate needs loops that are pinned: CPUs must not be none"))
+		clash(errors.New("config: Isolate needs loops that are pinned: CPUs must not be none"), "POLLUX_ISOLATE", "POLLUX_CPUS")
 	}
 	if _, err := cgo.ParseSched(c.Sched); err != nil {
 		errs = append(errs, fmt.Errorf("config: Sched is %q: %w", c.Sched, err))
 	}
 	if err := c.checkSpin(); err != nil {
-		errs = append(errs, err)
+		clash(err, "POLLUX_SCHED", "POLLUX_SPIN", "POLLUX_ISOLATE")
 	}
 	if err := new(Dispatch).UnmarshalText([]byte(c.Dispatch)); err != nil || c.Dispatch == "auto" {
 		errs = append(errs, fmt.Errorf("config: Dispatch is %q: it must be inline, steal or workers", c.Dispatch))
@@ -254,8 +255,8 @@ func (c Config) withDefaults() (Config, error) {
 	check("DirectDescriptors", c.DirectDescriptors, 0, directMax)
 	check("RingBufferSize", c.RingBufferSize, ringBufferSizeMin, ringBufferSizeMax)
 	if len(errs) == 0 && c.RingBuffers*c.RingBufferSize > ringMemoryMax {
-		errs = append(errs, fmt.Errorf("config: RingBuffers is %d and RingBufferSize %d: together they must not be above %d bytes",
-			c.RingBuffers, c.RingBufferSize, ringMemoryMax))
+		clash(fmt.Errorf("config: RingBuffers is %d and RingBufferSize %d: together they must not be above %d bytes",
+			c.RingBuffers, c.RingBufferSize, ringMemoryMax), "POLLUX_BUFFERS", "POLLUX_RING_BUFFER_SIZE")
 	}
 	if _, err := uring.ParseMask(c.UringFeatures); err != nil {
 		errs = append(errs, fmt.Errorf("config: UringFeatures is %q: %w", c.UringFeatures, err))
@@ -264,12 +265,22 @@ func (c Config) withDefaults() (Config, error) {
 		errs = append(errs, fmt.Errorf("config: Drain is %v: it must be above 0", c.Drain))
 	}
 	if c.WriteLow > c.WriteLimit {
-		errs = append(errs, fmt.Errorf("config: WriteLow is %d: it must not be above WriteLimit, which is %d", c.WriteLow, c.WriteLimit))
+		clash(fmt.Errorf("config: WriteLow is %d: it must not be above WriteLimit, which is %d", c.WriteLow, c.WriteLimit),
+			"POLLUX_WRITE_LOW", "POLLUX_WRITE_LIMIT")
+	}
+	if len(errs) == 0 {
+		c.checkDirect(clash)
 	}
 	if c.UnixMode&^fs.ModePerm != 0 {
 		errs = append(errs, fmt.Errorf("config: UnixMode is %#o: only permission bits are allowed", uint32(c.UnixMode)))
 	}
 	return c, errors.Join(errs...)
+}
+
+// clashError is settings that are allowed each, and not together. It knows the variables that set them.
+type clashError struct {
+	error
+	names []string
 }
 
 func setDefault[T comparable](field *T, value T) {

@@ -56,20 +56,19 @@ type directory interface {
 var errNoInstall = fmt.Errorf("pollux: a direct descriptor needs io_uring's fixed_fd_install for this, which came with Linux 6.8: %w",
 	errors.ErrUnsupported)
 
-// checkDirect tells whether the configuration allows direct descriptors, where it asks for them.
-func (c *Config) checkDirect() error {
+// checkDirect says of direct descriptors, where the configuration asks for them, what they clash with.
+func (c *Config) checkDirect(clash func(err error, names ...string)) {
 	if c.DirectDescriptors == 0 {
-		return nil
+		return
 	}
 	if c.Backend != KindUring {
-		return fmt.Errorf("config: DirectDescriptors is %d: only the backend io_uring has them, and Backend is %s: set it to io_uring "+
-			"(POLLUX_BACKEND), or DirectDescriptors to 0 (POLLUX_DIRECT)", c.DirectDescriptors, c.Backend)
+		clash(fmt.Errorf("config: DirectDescriptors is %d: only the backend io_uring has them, and Backend is %s: set it to io_uring "+
+			"(POLLUX_BACKEND), or DirectDescriptors to 0 (POLLUX_DIRECT)", c.DirectDescriptors, c.Backend), "POLLUX_DIRECT", "POLLUX_BACKEND")
 	}
 	if c.MaxConns > 0 {
-		return fmt.Errorf("config: DirectDescriptors is %d and MaxConns %d: a loop that accepts for itself keeps to its table alone, "+
-			"so one of them must be 0", c.DirectDescriptors, c.MaxConns)
+		clash(fmt.Errorf("config: DirectDescriptors is %d and MaxConns %d: a loop that accepts for itself keeps to its table alone, "+
+			"so one of them must be 0", c.DirectDescriptors, c.MaxConns), "POLLUX_DIRECT", "POLLUX_MAX_CONNS")
 	}
-	return nil
 }
 
 // isDirect tells whether the connection has a direct descriptor. It holds for one that is open: mu is held, or it is asked

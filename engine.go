@@ -49,9 +49,6 @@ func New(config Config) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := config.checkDirect(); err != nil {
-		return nil, err
-	}
 	choice, err := choose(config)
 	if err != nil {
 		return nil, err

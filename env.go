@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -360,24 +361,46 @@ func ConfigFromEnv(lookup func(string) (string, bool)) (Config, error) {
 	if err == nil {
 		return c, nil
 	}
-	// The values have the right form, and some are out of range: find out which, one by one.
+	// The values have the right form. Either some are out of range, which shows where each is looked at alone, or each is
+	// right, and some do not go together.
 	var errs []error
 	for i, row := range rows {
 		alone := settings{}
 		_ = env.ParseWithOptions(&alone, env.Options{Environment: map[string]string{row.Name: row.Value}})
-		if _, err := alone.config(); err != nil && row.FromEnv && row.Name != "POLLUX_WRITE_LOW" {
+		if _, err := alone.config(); row.FromEnv && len(clashes(err)) < len(each(err)) {
 			errs = append(errs, notAllowed(rows[i], nil))
 		}
 	}
 	if len(errs) == 0 {
-		// Each is right alone: the low mark, which is not 0 then, is above the limit.
-		for _, row := range rows {
-			if row.Name == "POLLUX_WRITE_LOW" {
-				errs = append(errs, notAllowed(row, err))
+		for _, clash := range clashes(err) {
+			var values []string
+			for _, row := range rows {
+				if slices.Contains(clash.names, row.Name) {
+					values = append(values, fmt.Sprintf("%s=%q", row.Name, row.Value))
+				}
 			}
+			errs = append(errs, fmt.Errorf("environment: %s do not go together: %w", strings.Join(values, ", "), clash))
 		}
 	}
 	return Config{}, errors.Join(errs...)
+}
+
+// each is what an error joins.
+func each(err error) []error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		return joined.Unwrap()
+	}
+	return nil
+}
+
+// clashes are those of the errors of a Config that no setting makes alone.
+func clashes(err error) (all []*clashError) {
+	for _, err := range each(err) {
+		if clash, ok := err.(*clashError); ok {
+			all = append(all, clash)
+		}
+	}
+	return all
 }
 
 // envErrors turns the parser's errors, which name the fields of a struct, into ones that name variables.

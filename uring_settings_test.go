@@ -1,6 +1,7 @@
 package pollux
 
 import (
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -24,7 +25,13 @@ func TestUringSettings(t *testing.T) {
 		{"POLLUX_DIRECT", "", func(c Config) any { return c.DirectDescriptors }, 0},
 		{"POLLUX_URING_FEATURES", "-multishot_recv,-buffer_ring", func(c Config) any { return c.UringFeatures }, "-multishot_recv,-buffer_ring"},
 	} {
-		c, err := ConfigFromEnv(lookup(tc.name, tc.value))
+		set := lookup(tc.name, tc.value)
+		c, err := ConfigFromEnv(func(name string) (string, bool) {
+			if name == "POLLUX_BACKEND" {
+				return "io_uring", true // direct descriptors want it
+			}
+			return set(name)
+		})
 		if err != nil || tc.got(c) != tc.want {
 			t.Errorf("%s=%q: %v, %v", tc.name, tc.value, tc.got(c), err)
 		}
@@ -64,5 +71,38 @@ func TestUringSettingsOutOfRange(t *testing.T) {
 	}
 	if _, err := (Config{UringFeatures: "-x"}).withDefaults(); err == nil || !strings.Contains(err.Error(), `"-x"`) {
 		t.Errorf("a feature that nobody knows: %v", err)
+	}
+}
+
+// Values that are allowed each and do not go together are named together, with those that are defaults.
+func TestSettingsThatClash(t *testing.T) {
+	for _, set := range []map[string]string{
+		{"POLLUX_DIRECT": "1", "POLLUX_BACKEND": "epoll"},
+		{"POLLUX_DIRECT": "1", "POLLUX_BACKEND": ""},
+		{"POLLUX_DIRECT": "1", "POLLUX_MAX_CONNS": "5", "POLLUX_BACKEND": "io_uring"},
+		{"POLLUX_BUFFERS": "32768", "POLLUX_RING_BUFFER_SIZE": "1MiB"},
+		{"POLLUX_WRITE_LOW": "2MiB", "POLLUX_WRITE_LIMIT": ""},
+		{"POLLUX_WRITE_LOW": "2KiB", "POLLUX_WRITE_LIMIT": "1KiB"},
+		{"POLLUX_ISOLATE": "on", "POLLUX_CPUS": "none"},
+		{"POLLUX_SCHED": "fifo:1", "POLLUX_SPIN": "10us"},
+	} {
+		_, err := ConfigFromEnv(func(name string) (string, bool) { return set[name], set[name] != "" })
+		if err == nil {
+			t.Errorf("%v was accepted", set)
+			continue
+		}
+		if strings.Contains(err.Error(), "out of range") || !strings.Contains(err.Error(), "do not go together") {
+			t.Errorf("%v: %v", set, err)
+		}
+		rows, _ := Variables(func(string) (string, bool) { return "", false })
+		for _, row := range rows {
+			value, ok := set[row.Name]
+			if value == "" {
+				value = row.Default
+			}
+			if want := row.Name + "=" + strconv.Quote(value); ok && row.Name != "POLLUX_BACKEND" && !strings.Contains(err.Error(), want) {
+				t.Errorf("%v: no %s in %q", set, want, err)
+			}
+		}
 	}
 }
