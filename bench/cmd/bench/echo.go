@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -50,8 +51,12 @@ func (b *bench) echo(ctx context.Context, scenario string) error {
 	if o.deadline > 0 {
 		deadline = fmt.Sprintf("; a read deadline of %v is set before every read", o.deadline)
 	}
-	b.printMachine(fmt.Sprintf("%d %s of %v after %v of warm-up, servers in turn; median (min–max); ratios are taken within each round; the client %ss between answers%s",
-		o.rounds, plural(o.rounds, "round", "rounds"), o.duration, o.warmup, b.machine.Client, deadline))
+	turns := "servers in turn"
+	if o.turns > 1 {
+		turns = fmt.Sprintf("all servers up, each driven in %d turns of %v, one after the other", o.turns, o.duration/time.Duration(o.turns))
+	}
+	b.printMachine(fmt.Sprintf("%d %s of %v after %v of warm-up, %s; median (min–max); ratios are taken within each round; the client %ss between answers%s",
+		o.rounds, plural(o.rounds, "round", "rounds"), o.duration, o.warmup, turns, b.machine.Client, deadline))
 	for _, g := range groups {
 		way := fmt.Sprintf("closed loop, %d under way on each", o.pipeline)
 		if g.Rate > 0 {
@@ -83,10 +88,11 @@ func (b *bench) echo(ctx context.Context, scenario string) error {
 		Rounds   int                 `json:"rounds"`
 		Duration string              `json:"duration"`
 		Warmup   string              `json:"warmup"`
+		Turns    int                 `json:"turns"`
 		Deadline string              `json:"deadline"`
 		Groups   []report.EchoGroup  `json:"groups"`
 		Samples  []report.EchoSample `json:"samples"`
-	}{o.size, o.pipeline, o.rounds, o.duration.String(), o.warmup.String(), o.deadline.String(), groups, samples})
+	}{o.size, o.pipeline, o.rounds, o.duration.String(), o.warmup.String(), o.turns, o.deadline.String(), groups, samples})
 }
 
 // rateFor is the rate of the open loop at so many connections, 0 for a closed loop.
@@ -109,26 +115,41 @@ func (b *bench) rateFor(ctx context.Context, conns int) (float64, error) {
 // out for the rest, and what it did before does not count.
 func (b *bench) echoRounds(ctx context.Context, conns int, rate float64) []report.EchoSample {
 	var samples []report.EchoSample
-	out := map[string]bool{}
+	servers := slices.Clone(b.servers)
 	for round := 1; round <= b.o.rounds; round++ {
-		for _, c := range b.servers {
-			if out[c.label] {
-				continue
-			}
-			s, err := b.measure(ctx, c, load.Config{Conns: conns, Rate: rate, Duration: b.o.duration})
+		failed := func(c contender, err error) {
 			if ctx.Err() != nil {
-				return samples // The rounds so far stand.
+				return // The rounds so far stand.
 			}
-			if err != nil {
-				out[c.label] = true
-				samples = slices.DeleteFunc(samples, func(s report.EchoSample) bool { return s.Server == c.label })
-				b.fail(c.label, fmt.Sprintf("%d %s, round %d", conns, plural(conns, "connection", "connections"), round), err)
-				continue
-			}
+			servers = slices.DeleteFunc(servers, func(s contender) bool { return s.label == c.label })
+			samples = slices.DeleteFunc(samples, func(s report.EchoSample) bool { return s.Server == c.label })
+			b.fail(c.label, fmt.Sprintf("%d %s, round %d", conns, plural(conns, "connection", "connections"), round), err)
+		}
+		done := func(s report.EchoSample) {
 			s.Round = round
 			samples = append(samples, s)
 			fmt.Fprintf(b.progress, "%d conns, round %d/%d: %-12s %s requests/s, %s µs CPU, p99 %s µs\n", conns, round, b.o.rounds,
-				c.label, report.Count(float64(s.Requests)/s.Seconds), report.Micros(s.CPU), report.Micros(s.P99))
+				s.Server, report.Count(float64(s.Requests)/s.Seconds), report.Micros(s.CPU), report.Micros(s.P99))
+		}
+		if b.o.turns > 1 {
+			for _, s := range b.turns(ctx, slices.Clone(servers), conns, failed) {
+				done(s)
+			}
+		} else {
+			for _, c := range slices.Clone(servers) {
+				s, err := b.measure(ctx, c, load.Config{Conns: conns, Rate: rate, Duration: b.o.duration})
+				if err != nil {
+					failed(c, err)
+				} else {
+					done(s)
+				}
+				if ctx.Err() != nil {
+					return samples
+				}
+			}
+		}
+		if ctx.Err() != nil {
+			return samples
 		}
 	}
 	return samples
@@ -154,23 +175,118 @@ func (b *bench) measure(ctx context.Context, c contender, cfg load.Config) (repo
 		return report.EchoSample{}, startError{err}
 	}
 	defer s.stop()
-
-	var edges [2]edge
-	cfg.Addr, cfg.Size, cfg.Pipeline = s.addr, b.o.size, b.o.pipeline
-	cfg.Warmup, cfg.Spin = b.o.warmup, b.spin
+	var t tally
+	cfg.Warmup = b.o.warmup
 	cfg.Skew = b.o.sleep > 0 || b.o.compute > 0
-	cfg.Start = func() { edges[0] = readEdge(s, b.o.serverCPUs) }
-	cfg.End = func() { edges[1] = readEdge(s, b.o.serverCPUs) }
+	b.drives(&cfg, s, &t)
 	r, err := load.Run(ctx, cfg)
 	if err != nil {
-		select {
-		case <-s.ended:
-			err = fmt.Errorf("%w; the server ended (%v): %s", err, s.err, s.said())
-		default:
-		}
-		return report.EchoSample{}, err
+		return report.EchoSample{}, s.blame(err)
 	}
-	for _, e := range edges {
+	return b.sample(c, s, cfg, r, t)
+}
+
+// drives completes cfg for a server that is up, and has t add up what it uses.
+func (b *bench) drives(cfg *load.Config, s *child, t *tally) {
+	cfg.Addr, cfg.Size, cfg.Pipeline, cfg.Spin = s.addr, b.o.size, b.o.pipeline, b.spin
+	cfg.Start = func() { t.begin.add(readEdge(s, b.o.serverCPUs)) }
+	cfg.End = func() { t.end.add(readEdge(s, b.o.serverCPUs)) }
+}
+
+// blame adds to an error of the load what the server has said, if it has ended.
+func (s *child) blame(err error) error {
+	select {
+	case <-s.ended:
+		return fmt.Errorf("%w; the server ended (%v): %s", err, s.err, s.said())
+	default:
+		return err
+	}
+}
+
+const (
+	// turnWarmup is the load before each turn but the first, for what has gone cold while others had theirs.
+	turnWarmup = 10 * time.Millisecond
+
+	// turnLeast is how short a turn may be: the kernel counts a part of what is reported in steps of 10 ms.
+	turnLeast = 20 * time.Millisecond
+	turnsMost = 1000
+)
+
+// turns has all servers of a round up together, and drives them one after the other for a short while each, again and again. Then
+// what disturbs the machine for longer than a turn disturbs all alike, and the ratios are closer. failed is told of servers that
+// fail.
+func (b *bench) turns(ctx context.Context, servers []contender, conns int, failed func(contender, error)) (samples []report.EchoSample) {
+	defer load.Reserve()()
+	type entrant struct {
+		contender
+		server  *child
+		session *load.Session
+		cfg     load.Config
+		tally   tally
+	}
+	var field []*entrant
+	enter := func(c contender) (err error) {
+		e := &entrant{contender: c, cfg: load.Config{Conns: conns, Duration: b.o.duration}}
+		if e.server, err = c.start(ctx, b.launcher, b.o); err != nil {
+			return startError{err}
+		}
+		b.drives(&e.cfg, e.server, &e.tally)
+		if e.session, err = load.Open(ctx, e.cfg); err != nil {
+			err = e.server.blame(err)
+			e.server.stop()
+			return err
+		}
+		field = append(field, e)
+		return nil
+	}
+	leave := func(e *entrant) {
+		e.session.Close()
+		e.server.stop()
+	}
+	defer func() {
+		for _, e := range field {
+			leave(e)
+		}
+	}()
+	for _, c := range servers {
+		if err := enter(c); err != nil {
+			failed(c, err)
+		}
+	}
+	for turn := range b.o.turns {
+		warmup := turnWarmup
+		if turn == 0 {
+			warmup = max(b.o.warmup, turnWarmup)
+		}
+		// In an order of its own each time, so that nobody always has its turn after the same one.
+		rand.Shuffle(len(field), func(i, j int) { field[i], field[j] = field[j], field[i] })
+		field = slices.DeleteFunc(field, func(e *entrant) bool {
+			err := e.session.Turn(warmup, b.o.duration/time.Duration(b.o.turns))
+			if err != nil {
+				failed(e.contender, e.server.blame(err))
+				leave(e)
+			}
+			return err != nil
+		})
+	}
+	place := func(e *entrant) int {
+		return slices.IndexFunc(servers, func(c contender) bool { return c.label == e.label })
+	}
+	slices.SortFunc(field, func(a, b *entrant) int { return place(a) - place(b) })
+	for _, e := range field {
+		s, err := b.sample(e.contender, e.server, e.cfg, e.session.Result(), e.tally)
+		if err != nil {
+			failed(e.contender, err)
+			continue
+		}
+		samples = append(samples, s)
+	}
+	return samples
+}
+
+// sample is what was measured of a server, which is still up.
+func (b *bench) sample(c contender, s *child, cfg load.Config, r load.Result, t tally) (report.EchoSample, error) {
+	for _, e := range []edge{t.begin, t.end} {
 		if e.err != nil {
 			return report.EchoSample{}, startError{e.err}
 		}
@@ -182,11 +298,11 @@ func (b *bench) measure(ctx context.Context, c contender, cfg load.Config) (repo
 	if err != nil {
 		return report.EchoSample{}, startError{err}
 	}
-	used := edges[1].usage.Sub(edges[0].usage)
+	used := t.end.usage.Sub(t.begin.usage)
 	perRequest := func(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 / float64(r.Requests) }
 	micros := func(quantile float64) float64 { return float64(r.Latency.ValueAtQuantile(quantile)) / 1e3 }
 	capacity := r.Elapsed * time.Duration(max(1, len(b.o.serverCPUs)))
-	busy := edges[1].times.Busy - edges[0].times.Busy
+	busy := t.end.times.Busy - t.begin.times.Busy
 	sample := report.EchoSample{
 		Server: c.label, Conns: cfg.Conns, Rate: cfg.Rate,
 		Requests: r.Requests, Seconds: r.Elapsed.Seconds(),
@@ -194,19 +310,22 @@ func (b *bench) measure(ctx context.Context, c contender, cfg load.Config) (repo
 		CPU: perRequest(used.Total), User: perRequest(used.User), System: perRequest(used.System),
 		RSS:        rss,
 		Unfinished: r.Unfinished,
-		Computed:   float64(edges[1].computed-edges[0].computed) / r.Elapsed.Seconds(),
-		Allocated:  float64(edges[1].allocated-edges[0].allocated) / r.Elapsed.Seconds(),
+		Computed:   float64(t.end.computed-t.begin.computed) / r.Elapsed.Seconds(),
+		Allocated:  float64(t.end.allocated-t.begin.allocated) / r.Elapsed.Seconds(),
 	}
 	if !b.shared {
 		sample.CPUs = len(b.o.serverCPUs)
 		sample.OtherCPU = max(0, float64(busy-used.Total)/float64(capacity))
-		sample.Steal = float64(edges[1].times.Steal-edges[0].times.Steal) / float64(capacity)
+		sample.Steal = float64(t.end.times.Steal-t.begin.times.Steal) / float64(capacity)
 	}
 	if cfg.Rate > 0 {
 		sample.LagP99 = float64(r.Lag.ValueAtQuantile(99)) / 1e3
 	}
 	return sample, nil
 }
+
+// tally adds up the readings at the beginnings and at the ends of timed windows.
+type tally struct{ begin, end edge }
 
 // edge is what the kernel had counted at an edge of the timed window.
 type edge struct {
@@ -215,6 +334,19 @@ type edge struct {
 	err   error
 
 	computed, allocated uint64 // beside the server, since it began
+}
+
+func (e *edge) add(o edge) {
+	e.usage.Total += o.usage.Total
+	e.usage.User += o.usage.User
+	e.usage.System += o.usage.System
+	e.times.Busy += o.times.Busy
+	e.times.Steal += o.times.Steal
+	e.computed += o.computed
+	e.allocated += o.allocated
+	if e.err == nil {
+		e.err = o.err
+	}
 }
 
 func readEdge(s *child, cpus []int) edge {

@@ -76,6 +76,48 @@ func TestEcho(t *testing.T) {
 	}
 }
 
+// With turns, the servers of a round are up together, and what each has done in all its turns makes one sample.
+func TestEchoTurns(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "out.json")
+	out, progress, err := runArgs(t, append([]string{"echo", "-servers", "std,pollux,std@GOGC=50", "-rounds", "2", "-duration", "100ms", "-turns", "4",
+		"-warmup", "20ms", "-conns", "8", "-json", file}, unpinned...)...)
+	if err != nil {
+		t.Fatalf("%v\n%s\n%s", err, progress, out)
+	}
+	for _, want := range []string{"all servers up, each driven in 4 turns of 25ms", "pollux: ", "CPU ×std"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("the output has no %q:\n%s", want, out)
+		}
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var result struct {
+		Result struct {
+			Samples []struct {
+				Server   string
+				Round    int
+				Requests uint64
+				Seconds  float64
+				CPU      float64 `json:"cpu_us"`
+			}
+		}
+	}
+	if err := json.Unmarshal(data, &result); err != nil {
+		t.Fatal(err)
+	}
+	for i, s := range result.Result.Samples {
+		server := []string{"std", "pollux", "std@GOGC=50"}[i%3]
+		if s.Server != server || s.Round != 1+i/3 || s.Requests == 0 || s.CPU <= 0 || s.Seconds < 0.1 {
+			t.Errorf("sample %d: %+v, want %s's of 100 ms or more", i, s, server)
+		}
+	}
+	if n := len(result.Result.Samples); n != 6 {
+		t.Errorf("%d samples, want 6", n)
+	}
+}
+
 func TestEchoOpenLoop(t *testing.T) {
 	out, progress, err := runArgs(t, append([]string{"echo", "-servers", "std", "-rounds", "1", "-duration", "100ms", "-warmup", "20ms",
 		"-conns", "4", "-rate", "2000", "-deadline", "1s", "-markdown"}, unpinned...)...)
@@ -160,6 +202,10 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"-rounds", "0"}, "-rounds 0", errUsage},
 		{[]string{"-server-cpu", "x"}, "-server-cpu", errUsage},
 		{[]string{"-rate", "1", "-share", "1"}, "exclude each other", errUsage},
+		{[]string{"-turns", "0"}, "-turns 0: 1 to 1000", errUsage},
+		{[]string{"-turns", "2", "-rate", "1"}, "-turns is for echo in a closed loop", errUsage},
+		{[]string{"pingpong", "-turns", "2"}, "-turns is for echo in a closed loop", errUsage},
+		{[]string{"-turns", "50", "-duration", "500ms"}, "less than 20ms each", errUsage},
 		{[]string{"-rate", "1", "-pipeline", "2"}, "-pipeline is for the closed loop", errUsage},
 		{[]string{"-client", "x"}, "auto, spin or block", errUsage},
 		{[]string{"-size", "0"}, "-size 0", errUsage},

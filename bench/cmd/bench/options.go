@@ -34,6 +34,7 @@ type options struct {
 	pipeline int
 	duration time.Duration
 	warmup   time.Duration
+	turns    int
 	rate     float64
 	share    float64
 	deadline time.Duration
@@ -52,6 +53,11 @@ Each server in turn is started, warmed up, measured and stopped: a fresh process
 for every figure, pinned to its CPU from its first instruction on, with no other
 server up beside it. When all have had their turn, the next round begins. The load
 comes from this process, on another CPU, and every byte of every answer is checked.
+
+On a machine that others disturb, -turns gives closer ratios: all servers of a round
+are up, and each has many short turns, between which it waits for nothing to come.
+What lasts longer than a turn then disturbs all of them alike. A row that spins is
+no good there: it takes the CPU from the others.
 
 The default run takes about eight minutes, -quick about one and without the servers
 on io_uring.
@@ -151,6 +157,7 @@ func parseOptions(ctx context.Context, name string, args []string, stderr io.Wri
 		f.IntVar(&o.pipeline, "pipeline", 1, "requests under way per connection (closed loop)")
 		f.DurationVar(&o.duration, "duration", 2*time.Second, "timed window of one server in one round")
 		f.DurationVar(&o.warmup, "warmup", 500*time.Millisecond, "load before the timed window")
+		f.IntVar(&o.turns, "turns", 1, "have all servers of a round up together, and drive each in so many turns, for closer ratios (closed loop)")
 		f.Float64Var(&o.rate, "rate", 0, "open loop at this many requests/s over all connections (0: closed loop)")
 		f.Float64Var(&o.share, "share", 0, "open loop at this share of what the base server does in a closed loop, measured first")
 		if name == "busy" {
@@ -268,6 +275,12 @@ func (o *options) check(name string) error {
 		return fmt.Errorf("-size %d with -pipeline %d: more than 64 MiB under way per connection", o.size, o.pipeline)
 	case o.duration <= 0 || o.warmup < 0:
 		return fmt.Errorf("-duration must be above zero and -warmup not below")
+	case o.turns < 1 || o.turns > turnsMost:
+		return fmt.Errorf("-turns %d: 1 to %d", o.turns, turnsMost)
+	case o.turns > 1 && (name != "echo" || o.rate > 0 || o.share > 0):
+		return fmt.Errorf("-turns is for echo in a closed loop")
+	case o.duration/time.Duration(o.turns) < turnLeast:
+		return fmt.Errorf("-turns %d: that is less than %v each of the -duration of %v", o.turns, turnLeast, o.duration)
 	case o.rate < 0 || o.share < 0:
 		return fmt.Errorf("-rate and -share must not be negative")
 	case o.rate > 0 && o.share > 0:

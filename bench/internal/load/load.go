@@ -72,7 +72,7 @@ type Config struct {
 	Skew bool
 
 	// Start and End are called on the generator's thread at the two edges of the
-	// timed window, to read the server's counters. They may be nil.
+	// timed window, or of each turn's, to read the server's counters. They may be nil.
 	Start, End func()
 }
 
@@ -132,12 +132,8 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 	if err := cfg.check(); err != nil {
 		return Result{}, err
 	}
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	// A generator that is late makes the server look late: it has Ps to spare to come back to and, where it may, a thread that
-	// comes before others. As a realtime one it must sleep between its requests, or the kernel would stop it.
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
-	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 2)
+	defer Reserve()()
+	// Where it may, its thread comes before others. As a realtime one it must sleep between its requests, or the kernel would stop it.
 	realtime := cfg.Rate > 0 && unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}, 0) == nil
 	if realtime {
 		defer func() {
@@ -153,10 +149,50 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 	if cfg.Rate > 0 {
 		err = g.runOpen()
 	} else {
-		err = g.runClosed()
+		err = g.turn(cfg.Warmup, cfg.Duration)
 	}
 	return g.result, err
 }
+
+// Reserve locks the calling goroutine to its thread and, since a generator that is late makes the server look late, gives it Ps to
+// spare to come back to, until release is called.
+func Reserve() (release func()) {
+	runtime.LockOSThread()
+	before := runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 2)
+	return func() {
+		runtime.GOMAXPROCS(before)
+		runtime.UnlockOSThread()
+	}
+}
+
+// A Session is a closed loop that is driven in turns and silent between them, so that several servers can be driven one after the
+// other and again. It belongs to the goroutine that has opened it, under [Reserve].
+type Session struct{ g *generator }
+
+// Open connects. Config's Warmup and Duration are those of [Run]; here [Session.Turn] is given others.
+func Open(ctx context.Context, cfg Config) (*Session, error) {
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	if cfg.Rate > 0 {
+		return nil, fmt.Errorf("rate %g: turns are for the closed loop", cfg.Rate)
+	}
+	g, err := newGenerator(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return &Session{g}, nil
+}
+
+// Turn has requests flow for the warm-up and then, timed, for the duration, and takes the answers still due. Errors are those of
+// [Run].
+func (s *Session) Turn(warmup, duration time.Duration) error { return s.g.turn(warmup, duration) }
+
+// Result is what was measured in all turns so far.
+func (s *Session) Result() Result { return s.g.result }
+
+// Close closes the connections.
+func (s *Session) Close() { s.g.close() }
 
 // conn is one connection of the generator.
 type conn struct {
@@ -274,7 +310,7 @@ func (g *generator) close() {
 // now is the time since the generator was made, in nanoseconds.
 func (g *generator) now() int64 { return int64(time.Since(g.base)) }
 
-func (g *generator) runClosed() error {
+func (g *generator) turn(warmup, duration time.Duration) error {
 	g.asking = true
 	t := g.now()
 	g.lastProgress = t
@@ -284,11 +320,11 @@ func (g *generator) runClosed() error {
 			return err
 		}
 	}
-	if err := g.until(t + int64(g.cfg.Warmup)); err != nil {
+	if err := g.until(t + int64(warmup)); err != nil {
 		return err
 	}
 	start := g.beginWindow()
-	if err := g.until(start + int64(g.cfg.Duration)); err != nil {
+	if err := g.until(start + int64(duration)); err != nil {
 		return err
 	}
 	g.endWindow(start)
@@ -379,7 +415,7 @@ func (g *generator) beginWindow() int64 {
 }
 
 func (g *generator) endWindow(start int64) {
-	g.result.Elapsed = time.Duration(g.now() - start)
+	g.result.Elapsed += time.Duration(g.now() - start)
 	g.timed = false
 	if g.cfg.End != nil {
 		g.cfg.End()
