@@ -44,7 +44,7 @@ type loop struct {
 	index    int           // of the engine's loops
 	away     atomic.Int64  // errands that workers have
 	ending   bool          // no errand begins any more
-	timing   int           // turns whose callbacks are measured one by one; see pace
+	timing   timing        // of callbacks, one by one
 	tenure   atomic.Uint32 // how often the loop was taken over
 	opening  *Conn         // whose OnOpen runs
 	catching errand        // what is left of catchUp
@@ -573,7 +573,7 @@ func (l *loop) failed(c *Conn, err error) {
 
 // enter begins a callback.
 func (l *loop) enter(c *Conn) {
-	if l.timing > 0 || l.lookout.turns > 0 {
+	if l.timing.turns > 0 || l.lookout.turns > 0 {
 		l.callAt.Store(poller.Nanotime())
 	}
 	l.calls.Store(l.calls.Load() + 1)

@@ -54,11 +54,49 @@ func (p *pace) note(nanos int64, weight int32) {
 	}
 }
 
-// timingTurns is for how many turns callbacks are measured after a turn that was long.
-const timingTurns = 1 << 10
+// Callbacks are measured one by one, at two readings of the clock each, for timingTurns turns, or timingCalls of them, after a turn
+// that was long. One that was shorter than a slow call had none. A turn may also be long because it had many; so after a time in
+// which none was slow, long turns are passed over for timingPauseLeast, then for twice as long, and so on.
+const (
+	timingTurns      = 1 << 10
+	timingCalls      = 1 << 12
+	timingPauseLeast = int64(10 * time.Millisecond)
+	timingPauseMost  = 16 * timingPauseLeast
+)
 
-// beginTurn and endTurn clock a turn. One that was shorter than a slow call had none; after one that was not, every callback is
-// measured for a while: two readings of the clock each.
+// timing says which callbacks are measured.
+type timing struct {
+	turns int    // that are left, of this time
+	calls uint64 // that had begun when it began
+	found bool   // something slow in it
+	pause int64  // how long turns were passed over after the last one
+	after int64  // the instant until which they are
+}
+
+func (t *timing) begin(calls uint64) { t.turns, t.calls, t.found = timingTurns, calls, false }
+
+// turn notes a turn that has ended now, after so many callbacks since the loop began. long says that something in it may have been
+// slow.
+func (t *timing) turn(now int64, calls uint64, long bool) {
+	if t.turns == 0 {
+		if long && now >= t.after {
+			t.begin(calls)
+		}
+		return
+	}
+	if t.turns--; t.turns > 0 && calls-t.calls < timingCalls {
+		return
+	}
+	t.turns = 0
+	if t.found {
+		t.pause = 0
+		return
+	}
+	t.pause = min(max(2*t.pause, timingPauseLeast), timingPauseMost)
+	t.after = now + t.pause
+}
+
+// beginTurn and endTurn clock a turn.
 func (l *loop) beginTurn() {
 	l.turnAt = poller.Nanotime()
 	if l.lookout.turns > 0 {
@@ -67,23 +105,20 @@ func (l *loop) beginTurn() {
 }
 
 func (l *loop) endTurn() {
-	if poller.Nanotime()-l.turnAt > int64(slowCall) {
-		l.timing = timingTurns
-	} else if l.timing > 0 {
-		l.timing--
-	}
+	now := poller.Nanotime()
+	l.timing.turn(now, l.calls.Load(), now-l.turnAt > int64(slowCall))
 }
 
 // measured ends a callback that was measured.
 func (l *loop) measured(c *Conn) {
-	took := poller.Nanotime() - l.callAt.Load()
+	now := poller.Nanotime()
+	took := now - l.callAt.Load()
 	l.callAt.Store(0)
 	c.service.pace.note(took, l.slowWeight())
-	// A leaky bucket, too: a thread that the kernel has stopped for a moment looks like a slow call.
-	if took <= int64(slowCall) {
-		l.lookout.bucket = max(0, l.lookout.bucket-1)
-	} else if l.lookout.bucket += watchWeight; l.lookout.bucket > watchWeight {
-		l.lookout.bucket = 2 * watchWeight
+	if took > int64(slowCall) {
+		l.timing.found = true
+	}
+	if l.lookout.note(now, took > int64(slowCall)) {
 		l.beWatched()
 	}
 }

@@ -45,7 +45,10 @@ type reliefs struct {
 // lookout is how a loop has itself looked after. It is the loop's, but for what is atomic.
 type lookout struct {
 	turns   int          // that are still to be looked after
-	bucket  int          // of slow calls: see measured
+	bucket  int          // of slow calls: see note
+	useful  bool         // there was a relief since the loop is looked after
+	pause   int64        // for how long it was not, after the last time that was of no use
+	after   int64        // the instant until which it is not
 	futile  atomic.Int32 // long turns in a row in which nothing was stuck
 	threads atomic.Int32 // that run the loop, or wait to
 	failed  atomic.Bool  // there can be one only
@@ -163,8 +166,13 @@ const (
 	// reliefAfter is for how long a callback has run, at least, that is relieved.
 	reliefAfter = slowCall / 2
 
-	// watchWeight is among how many calls a second slow one has the loop looked after.
+	// watchWeight is among how many calls one is slow, at least, of a loop that is looked after; watchEnough of them fill the bucket.
 	watchWeight = 1 << 8
+	watchEnough = 2 * watchWeight
+
+	// watchPauseLeast is for how long a loop is not looked after when there was no relief the last time. It doubles each time.
+	watchPauseLeast = int64(50 * time.Millisecond)
+	watchPauseMost  = 128 * watchPauseLeast
 
 	// futileMost is after how many futile turns a loop is not looked after any more: they are long for another reason.
 	futileMost = 64
@@ -183,6 +191,18 @@ const (
 // SCHED_FIFO would keep those off its CPU that are to relieve it.
 func (l *loop) relievable() bool { return l.movable && !l.lookout.failed.Load() && !l.pin.Sched.FIFO }
 
+// note counts a call that has ended now. It is true when the loop is to be looked after, or longer: when so many calls were slow
+// lately. A leaky bucket: a thread that the kernel, or a hypervisor, has stopped for a moment looks like a slow call, too; and in a
+// loop that is looked after for nothing more of them do, as the threads that wait for it take its CPU.
+func (w *lookout) note(now int64, slow bool) bool {
+	if !slow {
+		w.bucket = max(0, w.bucket-1)
+		return false
+	}
+	w.bucket = min(w.bucket+watchWeight, watchEnough+watchWeight)
+	return w.bucket > watchEnough && now >= w.after
+}
+
 // beWatched has the loop looked after from the next turn on.
 func (l *loop) beWatched() {
 	w := &l.lookout
@@ -199,8 +219,15 @@ func (l *loop) beWatched() {
 
 // notWatched ends that.
 func (l *loop) notWatched() {
-	l.lookout.turns, l.lookout.bucket = 0, 0
-	l.lookout.futile.Store(0)
+	w := &l.lookout
+	if w.useful {
+		w.pause = 0
+	} else {
+		w.pause = min(max(2*w.pause, watchPauseLeast), watchPauseMost)
+		w.after = poller.Nanotime() + w.pause
+	}
+	w.turns, w.bucket, w.useful = 0, 0, false
+	w.futile.Store(0)
 	l.inner.Share(false)
 	l.inner.Spin(l.engine.config.spinBudget())
 }
@@ -342,7 +369,8 @@ func (l *loop) take(c *Conn, calls uint64, began int64) bool {
 	}
 	l.cork.buf, l.cork.head = l.cork.buf[:0], 0
 	l.callAt.Store(0)
-	l.timing = timingTurns
+	l.timing.begin(l.calls.Load())
+	l.timing.found = true
 	if n := l.next; n > 0 && n <= len(l.batch) && l.batch[n-1].Token == c.token && c.token != 0 {
 		// Perhaps not all of this event was seen to. Twice does no harm.
 		r.kept |= keptEvents
@@ -389,6 +417,7 @@ func (l *loop) Relieved(events []poller.Event) {
 		}
 	}
 	l.batch, l.next = append(slices.Clone(l.batch[n:]), events...), 0
+	l.lookout.useful = true
 	l.beWatched()
 	if c := l.opening; c != nil {
 		l.opening = nil

@@ -1,0 +1,85 @@
+package pollux
+
+import (
+	"testing"
+	"time"
+)
+
+// Callbacks are measured for a time after a long turn. Where long turns have no slow callback, the pauses between two such times
+// double up to a limit; one slow callback ends that.
+func TestTimingPauses(t *testing.T) {
+	const turn = int64(300 * time.Microsecond)
+	var tm timing
+	now, calls := int64(0), uint64(0)
+	step := func(long bool) {
+		now += turn
+		calls++
+		tm.turn(now, calls, long)
+	}
+	for range 10 {
+		if step(false); tm.turns != 0 {
+			t.Fatal("callbacks are measured after turns that were short")
+		}
+	}
+	// next returns how long it takes until callbacks are measured, and through.
+	next := func(found bool) (pause time.Duration) {
+		for tm.turns == 0 {
+			step(true)
+			pause += time.Duration(turn)
+		}
+		tm.found = found
+		for n := 0; tm.turns > 0; n++ {
+			if step(true); n > timingTurns {
+				t.Fatal("it never ends")
+			}
+		}
+		return pause
+	}
+	if pause := next(false); pause > 2*time.Duration(turn) {
+		t.Errorf("the first long turn is followed after %v", pause)
+	}
+	for want := timingPauseLeast; want < 4*timingPauseMost; want *= 2 {
+		least := time.Duration(min(want, timingPauseMost))
+		if pause := next(false); pause < least || pause > least+2*time.Duration(turn) {
+			t.Errorf("a pause of %v, want %v", pause, least)
+		}
+	}
+	next(true)
+	if pause := next(true); pause > 2*time.Duration(turn) {
+		t.Errorf("after a slow callback there is a pause of %v", pause)
+	}
+	// Turns with many callbacks end it sooner.
+	for tm.turns == 0 {
+		step(true)
+	}
+	calls += timingCalls
+	if step(true); tm.turns != 0 {
+		t.Errorf("after %d callbacks %d turns are left", timingCalls, tm.turns)
+	}
+}
+
+// A loop is looked after when three of its calls in a few hundred were slow, and not again for a while where that was of no use.
+func TestLookoutNote(t *testing.T) {
+	var w lookout
+	slow := func(gap int, now int64) (watch bool) {
+		for range gap {
+			if w.note(now, false) {
+				t.Fatal("a fast call has the loop looked after")
+			}
+		}
+		return w.note(now, true)
+	}
+	for i := range 100 {
+		if slow(watchWeight, 0) {
+			t.Fatalf("looked after at the %d. slow call, one in %d", i+1, watchWeight+1)
+		}
+	}
+	w.bucket = 0
+	if slow(0, 0) || slow(50, 0) || !slow(50, 0) {
+		t.Error("three slow calls in a hundred do not suffice, or two do")
+	}
+	w.after = 1000
+	if slow(0, 999) || !slow(0, 1000) {
+		t.Error("the pause is not kept, or never ends")
+	}
+}
