@@ -48,6 +48,10 @@ func TestTimingPauses(t *testing.T) {
 	if pause := next(true); pause > 2*time.Duration(turn) {
 		t.Errorf("after a slow callback there is a pause of %v", pause)
 	}
+	next(false)
+	if pause, most := next(false), time.Duration(timingPauseLeast)+2*time.Duration(turn); pause > most {
+		t.Errorf("after a slow callback the pauses begin with %v, want %v at most", pause, most)
+	}
 	// Turns with many callbacks end it sooner.
 	for tm.turns == 0 {
 		step(true)
