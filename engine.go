@@ -122,10 +122,7 @@ func (e *Engine) start() error {
 	switch e.config.Procs {
 	case ProcsKeep:
 	case 0:
-		e.procs = len(loops)
-		if e.config.Hot == HotAlways {
-			e.procs++ // Who takes a loop's P for a moment, to hand it back, must not wait for one.
-		}
+		e.procs = loopProcs(runtime.GOMAXPROCS(0), len(loops), e.config.Hot == HotAlways)
 	default:
 		e.procs = e.config.Procs - runtime.GOMAXPROCS(0)
 	}

@@ -25,7 +25,7 @@ type settings struct {
 	Loops   count    `env:"POLLUX_LOOPS" envDefault:"0" allowed:"0 to 1024" help:"number of event loops; 0: one for each CPU that GOMAXPROCS allows"`
 	Profile Profile  `env:"POLLUX_PROFILE" envDefault:"balanced" allowed:"balanced, latency, throughput" help:"sets the defaults of POLLUX_HOT, POLLUX_PROCS, POLLUX_CPUS, POLLUX_SCHED and POLLUX_SPIN"`
 	Hot     heat     `env:"POLLUX_HOT" envDefault:"auto" allowed:"auto, always, never or a duration up to 1m" help:"how long after its last event a loop waits with its P kept; auto: never, always in the latency profile"`
-	Procs   procsEnv `env:"POLLUX_PROCS" envDefault:"auto" allowed:"auto, keep or 1 to 1024" help:"GOMAXPROCS while the loops run; auto: one more for each loop, and another one if they are always hot, kept in the throughput profile; keep: left alone, and no loop is hot"`
+	Procs   procsEnv `env:"POLLUX_PROCS" envDefault:"auto" allowed:"auto, keep or 1 to 1024" help:"GOMAXPROCS while the loops run; auto: one more for each loop, and where they are always hot another one, and 4, 5 or at least 7 in all; kept in the throughput profile; keep: left alone, and no loop is hot"`
 	CPUs    cpuList  `env:"POLLUX_CPUS" envDefault:"" allowed:"none, auto or a list as 2-3,6" help:"the CPUs that the loops are pinned to, one after the other; empty: none, auto in the latency profile"`
 	Isolate onOff    `env:"POLLUX_ISOLATE" envDefault:"off" allowed:"off, on" help:"keep every other thread of the process off the loops' CPUs"`
 	Sched   schedule `env:"POLLUX_SCHED" envDefault:"" allowed:"other, slice:100us to slice:100ms, nice:-20 to nice:19, fifo:1 to fifo:99" help:"how the kernel schedules the loops' threads; empty: other, slice:100us in the latency profile"`

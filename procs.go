@@ -9,6 +9,23 @@ import (
 // time slice of one of them, 10 ms and more. So GOMAXPROCS is raised by one for each loop, and set back when it ends; see
 // ARCHITECTURE.md.
 
+// sharesCollector tells whether the collector of a process with so many Ps has each of them work for it for a part of the time, the
+// event loops' too: where a quarter of them is not near a whole number (startCycle in runtime/mgcpacer.go). Else whole Ps
+// work for it, and a loop that keeps its own is left alone.
+func sharesCollector(procs int) bool { return procs <= 3 || procs == 6 }
+
+// loopProcs returns by how many GOMAXPROCS is to be above procs for so many loops, which are always hot or not.
+func loopProcs(procs, loops int, hot bool) int {
+	n := loops
+	if hot {
+		n++ // Who takes a loop's P for a moment, to hand it back, must not wait for one.
+		for sharesCollector(procs + n) {
+			n++
+		}
+	}
+	return n
+}
+
 // procs is what the engines of the process have made of GOMAXPROCS.
 var procs struct {
 	mu    sync.Mutex // protects the fields below

@@ -272,6 +272,33 @@ func TestProcs(t *testing.T) {
 	expect("and back", before)
 }
 
+// TestProcsCollector sees to it that the collector takes no part of the Ps of loops that are always hot: in a process with 2, 3 or
+// 6 Ps it has each of them work for it for a part of the time.
+func TestProcsCollector(t *testing.T) {
+	testutil.CheckLeaks(t)
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
+	for _, test := range []struct{ before, loops, cold, hot int }{
+		{1, 1, 2, 4}, {2, 1, 3, 4}, {3, 1, 4, 5}, {4, 1, 5, 7}, {2, 2, 4, 5}, {2, 3, 5, 7}, {8, 4, 12, 13},
+	} {
+		for _, hot := range []time.Duration{HotNever, HotAlways} {
+			want := test.cold
+			if hot == HotAlways {
+				want = test.hot
+			}
+			runtime.GOMAXPROCS(test.before)
+			e := newEngine(t, Config{Loops: test.loops, Hot: hot, Logger: slog.New(slog.DiscardHandler)})
+			bind(t, e, "tcp", echo{})
+			if got := runtime.GOMAXPROCS(0); got != want {
+				t.Errorf("%d loops, hot %v: GOMAXPROCS went from %d to %d, want %d", test.loops, hot, test.before, got, want)
+			}
+			e.Close()
+			if got := runtime.GOMAXPROCS(0); got != test.before {
+				t.Errorf("GOMAXPROCS is %d afterwards, want %d", got, test.before)
+			}
+		}
+	}
+}
+
 // TestProcsChanged sets GOMAXPROCS while a loop runs: the log says so, once, and it stays so.
 func TestProcsChanged(t *testing.T) {
 	testutil.CheckLeaks(t)
