@@ -3,7 +3,6 @@ package pollux
 import (
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/pollux-go/pollux/cgo"
 	"github.com/pollux-go/pollux/internal/host"
@@ -17,60 +16,28 @@ import (
 type isolation struct {
 	loops []*loop
 	cpus  []int // the loops'
-	stop  chan struct{}
-	ended chan struct{}
+	sweeps
 
 	mu     sync.Mutex    // protects before
 	before map[int][]int // what each thread that was moved was allowed
 	usual  []int         // what the process was allowed
 }
 
-// isolatePeriod is how often it looks for threads that it does not know.
-const isolatePeriod = time.Second
-
 // isolate begins. The loops run already.
 func isolate(loops []*loop, threads []cgo.Thread) *isolation {
-	s := &isolation{loops: loops, stop: make(chan struct{}), ended: make(chan struct{}), before: map[int][]int{}}
+	s := &isolation{loops: loops, before: map[int][]int{}}
 	for _, t := range threads {
 		s.cpus = append(s.cpus, t.CPU)
 	}
 	s.usual, _ = sys.Affinity()
-	s.sweep()
-	go s.watch()
+	s.begin(s.move)
 	return s
 }
 
-func (s *isolation) watch() {
-	defer close(s.ended)
-	tick := time.NewTicker(isolatePeriod)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-			s.sweep()
-		case <-s.stop:
-			return
-		}
-	}
-}
-
-// sweepsMost bounds how often sweep goes through the threads.
-const sweepsMost = 10
-
-// sweep moves every thread away that is no loop's. It goes through them until it finds none: one that was not moved yet may
-// have made another meanwhile, after the list was read.
-func (s *isolation) sweep() {
+// move moves every thread away that is no loop's. It is true if it has moved one.
+func (s *isolation) move() (moved bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for range sweepsMost {
-		if !s.move() {
-			return
-		}
-	}
-}
-
-// move goes through the threads once. It is true if it has moved one. mu is held.
-func (s *isolation) move() (moved bool) {
 	for _, tid := range host.Threads() {
 		if slices.ContainsFunc(s.loops, func(l *loop) bool { return l.lookout.spares.isMember(tid) }) {
 			continue
@@ -90,19 +57,13 @@ func (s *isolation) move() (moved bool) {
 
 // end gives the threads back what they were allowed.
 func (s *isolation) end() {
-	close(s.stop)
-	<-s.ended
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for range sweepsMost {
-		if !s.restore() {
-			return
-		}
-	}
+	s.finish(s.restore)
 }
 
-// restore goes through the threads once. It is true if it has changed one. mu is held.
+// restore is true if it has changed one.
 func (s *isolation) restore() (changed bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, tid := range host.Threads() {
 		before, known := s.before[tid]
 		if !known {
