@@ -45,8 +45,9 @@ type Config struct {
 	Isolate bool
 
 	// Sched is how the kernel schedules the loops' threads: "other" as any thread, "slice:100us" with shorter slices, which
-	// come sooner (since Linux 6.12), "nice:-10" before others, "fifo:10" before everybody, as SCHED_FIFO. The last two need
-	// CAP_SYS_NICE. Where it is refused, the loops run without it and the log says so. Empty: as the profile says.
+	// come sooner (since Linux 6.12), "nice:-10" before others, "fifo:10" before everybody, as SCHED_FIFO, but for callbacks that
+	// compute for more than 5 ms. The last two need CAP_SYS_NICE. Where it is refused, the loops run without it and the log says so.
+	// In a build without cgo, "fifo" needs Isolate. Empty: as the profile says.
 	Sched string
 
 	// Spin is for how long a loop looks for events before it sleeps, which saves the time that the kernel needs to wake it and
@@ -234,7 +235,7 @@ func (c Config) withDefaults() (Config, error) {
 	if _, err := cgo.ParseSched(c.Sched); err != nil {
 		errs = append(errs, fmt.Errorf("config: Sched is %q: %w", c.Sched, err))
 	}
-	if err := c.checkSpin(); err != nil {
+	if err := c.checkRealtime(); err != nil {
 		clash(err, "POLLUX_SCHED", "POLLUX_SPIN", "POLLUX_ISOLATE")
 	}
 	if err := new(Dispatch).UnmarshalText([]byte(c.Dispatch)); err != nil || c.Dispatch == "auto" {

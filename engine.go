@@ -37,6 +37,7 @@ type Engine struct {
 	workerIDs  []atomic.Uint64       // the goroutines of its workers
 	procs      int                   // what GOMAXPROCS was raised by, or lowered
 	isolated   *isolation            // nil: not asked for
+	shortened  bool                  // see shortenSlices
 	poller     *poller.Poller
 	services   map[*Service]struct{}
 	nets       map[*netListener]struct{}
@@ -139,6 +140,13 @@ func (e *Engine) start() error {
 		}
 		e.isolated = isolate(loops, threads)
 	}
+	if threads[0].Sched.FIFO && !e.config.Isolate {
+		<-loops[0].begun
+		if loops[0].attendance.there() {
+			shortenSlices()
+			e.shortened = true
+		}
+	}
 	return nil
 }
 
@@ -153,6 +161,9 @@ func (e *Engine) refused(err error) {
 func (e *Engine) undo() {
 	if e.isolated != nil {
 		e.isolated.end()
+	}
+	if e.shortened {
+		endShortSlices()
 	}
 	if e.procs != 0 {
 		giveProcs(e.procs)

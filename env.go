@@ -28,7 +28,7 @@ type settings struct {
 	Procs   procsEnv `env:"POLLUX_PROCS" envDefault:"auto" allowed:"auto, keep or 1 to 1024" help:"GOMAXPROCS while the loops run; auto: one more for each loop, and where they are always hot another one, and 4, 5 or at least 7 in all; kept in the throughput profile; keep: left alone, and no loop is hot"`
 	CPUs    cpuList  `env:"POLLUX_CPUS" envDefault:"" allowed:"none, auto or a list as 2-3,6" help:"the CPUs that the loops are pinned to, one after the other; empty: none, auto in the latency profile"`
 	Isolate onOff    `env:"POLLUX_ISOLATE" envDefault:"off" allowed:"off, on" help:"keep every other thread of the process off the loops' CPUs"`
-	Sched   schedule `env:"POLLUX_SCHED" envDefault:"" allowed:"other, slice:100us to slice:100ms, nice:-20 to nice:19, fifo:1 to fifo:99" help:"how the kernel schedules the loops' threads; empty: other, slice:100us in the latency profile"`
+	Sched   schedule `env:"POLLUX_SCHED" envDefault:"" allowed:"other, slice:100us to slice:100ms, nice:-20 to nice:19, fifo:1 to fifo:98" help:"how the kernel schedules the loops' threads, fifo with an attendant, which needs cgo; empty: other, slice:100us in the latency profile"`
 
 	Spin spinTime `env:"POLLUX_SPIN" envDefault:"" allowed:"auto, off or a duration from 1us to 1s; with fifo only with POLLUX_ISOLATE" help:"how long a loop looks for events before it sleeps; auto: while it pays, and not on two CPUs or under a quota; empty: off, auto in the latency profile"`
 

@@ -34,7 +34,7 @@ type epoll struct {
 
 	events [epollBatch]sys.EpollEvent // waiter only
 	old    bool                       // waiter only: the kernel has no epoll_pwait2 (before 5.11)
-	hold   bool                       // waiter only: a wait keeps its P
+	hold   *sys.Hold                  // waiter only; nil: a wait gives its P up
 	spin   time.Duration              // waiter only
 }
 
@@ -66,7 +66,7 @@ func newEpoll() (poller.Backend, error) {
 func (e *epoll) Name() string { return string(KindEpoll) }
 
 // Hold and Spin implement [poller.Holder].
-func (e *epoll) Hold(on bool)         { e.hold = on }
+func (e *epoll) Hold(h *sys.Hold)     { e.hold = h }
 func (e *epoll) Spin(d time.Duration) { e.spin = d }
 
 // busyPoll implements busyPoller.
@@ -144,9 +144,9 @@ func (e *epoll) Wait(events []poller.Event, timeout time.Duration) (int, error) 
 func (e *epoll) WaitShared(events []poller.Event, timeout time.Duration) (n int, woken bool, err error) {
 	var raw [16]sys.EpollEvent
 	size := min(len(events), len(raw))
-	got, errno := sys.EpollWait(e.epfd, raw[:size], timeout, false)
+	got, errno := sys.EpollWait(e.epfd, raw[:size], timeout, nil)
 	if errno == sys.ENOSYS {
-		got, errno = sys.EpollWaitMillis(e.epfd, raw[:size], timeout, false)
+		got, errno = sys.EpollWaitMillis(e.epfd, raw[:size], timeout, nil)
 	}
 	if errno != 0 {
 		return 0, false, fmt.Errorf("wait on epoll: %w", errno)
@@ -175,7 +175,7 @@ func (e *epoll) block(raw []sys.EpollEvent, timeout time.Duration) (n int, errno
 	if timeout > 0 {
 		spin = min(spin, timeout)
 	}
-	if spin > 0 && cgo.Spins && !e.hold && !e.old {
+	if spin > 0 && cgo.Spins && e.hold == nil && !e.old {
 		n, errno = cgo.EpollWait(e.epfd, raw, spin, timeout)
 		if errno != sys.ENOSYS {
 			return n, errno

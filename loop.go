@@ -57,14 +57,15 @@ type loop struct {
 	batch  []poller.Event // what Ready was given
 	next   int            // of batch; kept here so that a panic loses no event
 
-	count  atomic.Int64  // connections, those on their way here included
-	calls  atomic.Uint64 // callbacks that have begun; written by the loop
-	pin    cgo.Thread    // what its thread is to be like
-	cpu    atomic.Int32  // it is pinned to; -1: none
-	thread atomic.Int64  // the thread's id while it runs
-	stale  atomic.Uint64
-	begun  chan struct{} // closed when the thread is its own
-	done   chan struct{}
+	count      atomic.Int64  // connections, those on their way here included
+	calls      atomic.Uint64 // callbacks that have begun; written by the loop
+	pin        cgo.Thread    // what its thread is to be like
+	cpu        atomic.Int32  // it is pinned to; -1: none
+	thread     atomic.Int64  // the thread's id while it runs
+	attendance attendance
+	stale      atomic.Uint64
+	begun      chan struct{} // closed when the thread is its own
+	done       chan struct{}
 }
 
 // source is what a token of a loop names: a connection or a listener.
@@ -138,8 +139,13 @@ func (l *loop) join() {
 // settle makes the loop's first thread what it is to be.
 func (l *loop) settle() {
 	l.lookout.spares.setMember(sys.Gettid(), true)
-	for _, err := range l.pin.Pin() {
+	l.beAttended()
+	errs := l.pin.Pin()
+	for _, err := range errs {
 		l.engine.refused(err)
+	}
+	if len(errs) != 0 && !isRealtime() {
+		l.dismiss()
 	}
 	l.cpu.Store(int32(l.pin.CPU))
 	l.label()
@@ -243,6 +249,7 @@ func (l *loop) end(err error) {
 	if err := l.backend.Close(); err != nil {
 		l.engine.log.Error("pollux: an event loop could not close its backend", "error", err)
 	}
+	l.dismiss()
 	l.thread.Store(0)
 }
 

@@ -56,14 +56,20 @@ func (c *Config) spinBudget() (budget time.Duration, adaptive bool) {
 	return spinMoment, true
 }
 
-// checkSpin refuses what might stop the process: a thread that spins as SCHED_FIFO lets nobody else onto its CPU, and a
-// thread of the runtime that was interrupted there may hold a lock that the loop waits for.
-func (c *Config) checkSpin() error {
-	if sched, err := cgo.ParseSched(c.Sched); err == nil && sched.FIFO && c.Spin != SpinNever && !c.Isolate {
-		if c.Spin == SpinAuto {
-			c.Spin = SpinNever
-			return nil
-		}
+// checkRealtime refuses what might stop the process: a thread that spins as SCHED_FIFO lets nobody else onto its CPU, and a
+// thread of the runtime that was interrupted there may hold a lock that the loop waits for. One that does not spin has an attendant, which
+// sees to that, where there is cgo.
+func (c *Config) checkRealtime() error {
+	sched, err := cgo.ParseSched(c.Sched)
+	switch {
+	case err != nil || !sched.FIFO || c.Isolate:
+		return nil
+	case !cgo.Attends:
+		return fmt.Errorf("config: Sched is %q, and this is a build without cgo: nothing could stop a realtime thread that keeps those from its CPU that it waits for: set Isolate, or Sched to nice:-20",
+			c.Sched)
+	case c.Spin == SpinAuto:
+		c.Spin = SpinNever
+	case c.Spin != SpinNever:
 		return fmt.Errorf("config: Sched is %q and Spin %v: a realtime thread may spin only on a CPU that is left to it: set Isolate, or no Spin", c.Sched, c.Spin)
 	}
 	return nil

@@ -26,6 +26,7 @@ type LoopStats struct {
 	Conns     int    // open now
 	Callbacks uint64 // of handlers
 	Stale     uint64 // events of connections that had left
+	Demotions uint64 // times that it lost SCHED_FIFO for a turn that computed for more than 5 ms
 	Uring     *UringStats
 }
 
@@ -55,6 +56,7 @@ func (e *Engine) Stats() Stats {
 			Conns:     int(l.count.Load()),
 			Callbacks: l.calls.Load(),
 			Stale:     l.stale.Load(),
+			Demotions: l.attendance.count(),
 		}
 		if u, ok := l.backend.(interface{ uringStats() *UringStats }); ok {
 			ls.Uring = u.uringStats()

@@ -262,7 +262,7 @@ func (u *uringBackend) Add(fd int, t poller.Token) error { return u.ready.Add(fd
 func (u *uringBackend) Remove(fd int) error { return u.ready.Remove(fd) }
 
 // Hold and Spin implement [poller.Holder].
-func (u *uringBackend) Hold(on bool)         { u.ring.Hold(on) }
+func (u *uringBackend) Hold(h *sys.Hold)     { u.ring.Hold(h) }
 func (u *uringBackend) Spin(d time.Duration) { u.ring.Spin(d) }
 
 func (u *uringBackend) Break() error { return u.ready.Break() }

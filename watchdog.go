@@ -77,6 +77,7 @@ func (l *loop) repin() {
 		l.engine.refused(err)
 		return
 	}
+	l.attendance.pin(to)
 	l.cpu.Store(int32(to))
 	l.engine.log.Warn("pollux: the CPUs that the process may use have changed", "loop", l.pin.Name, "was on", cpu, "is on", to)
 }

@@ -17,6 +17,9 @@ const (
 	sliceMax = 100 * time.Millisecond
 )
 
+// priorityMax is the highest of SCHED_FIFO but one: that is the attendant's.
+const priorityMax = 98
+
 // ParseSched reads other, slice:DURATION, nice:N or fifo:N.
 func ParseSched(text string) (Sched, error) {
 	kind, value, has := strings.Cut(text, ":")
@@ -40,7 +43,7 @@ func ParseSched(text string) (Sched, error) {
 		n, err := number(-20, 19)
 		return Sched{sys.Sched{Nice: n}, err == nil}, err
 	case kind == "fifo" && has:
-		n, err := number(1, 99)
+		n, err := number(1, priorityMax)
 		return Sched{sys.Sched{FIFO: true, Priority: n}, err == nil}, err
 	}
 	return Sched{}, errors.New("it must be other, slice:100us, nice:-10 or fifo:10, for instance")

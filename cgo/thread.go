@@ -67,7 +67,7 @@ func remedy(s Sched, errno sys.Errno) string {
 	case sys.EPERM, sys.EACCES:
 		what := "RLIMIT_NICE"
 		if s.FIFO {
-			what = "RLIMIT_RTPRIO"
+			what = fmt.Sprintf("RLIMIT_RTPRIO of %d", s.Priority+1)
 		}
 		return ": it needs CAP_SYS_NICE, or " + what + ", and a sandbox that allows sched_setattr"
 	case sys.ENOSYS:

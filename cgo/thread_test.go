@@ -15,7 +15,7 @@ func TestParseSched(t *testing.T) {
 		"nice:-20":    {sys.Sched{Nice: -20}, true},
 		"nice:19":     {sys.Sched{Nice: 19}, true},
 		"fifo:1":      {sys.Sched{FIFO: true, Priority: 1}, true},
-		"fifo:99":     {sys.Sched{FIFO: true, Priority: 99}, true},
+		"fifo:98":     {sys.Sched{FIFO: true, Priority: 98}, true},
 		"slice:100us": {sys.Sched{Slice: 100 * time.Microsecond}, true},
 		"slice:100ms": {sys.Sched{Slice: 100 * time.Millisecond}, true},
 	} {
@@ -27,7 +27,7 @@ func TestParseSched(t *testing.T) {
 			t.Errorf("%q is printed as %q, which is %+v, %v", text, got, again, err)
 		}
 	}
-	for _, text := range []string{"", "fifo", "fifo:", "fifo:0", "fifo:100", "nice:-21", "nice:20", "nice:x", "slice:99us", "slice:101ms", "slice:1", "rr:1", "other:1"} {
+	for _, text := range []string{"", "fifo", "fifo:", "fifo:0", "fifo:99", "nice:-21", "nice:20", "nice:x", "slice:99us", "slice:101ms", "slice:1", "rr:1", "other:1"} {
 		if got, err := ParseSched(text); err == nil {
 			t.Errorf("%q is %+v", text, got)
 		}

@@ -36,9 +36,9 @@ const (
 // RingPolls is [RingWait] in Go: its spin holds the P, and so does its sleep with hold.
 //
 // SAFETY: arg is alive and in place during the call.
-func RingPolls(fd int, n, enter uint32, arg unsafe.Pointer, size uintptr, tail *uint32, head uint32, flags *uint32, spin time.Duration, hold bool) sys.Errno {
+func RingPolls(fd int, n, enter uint32, arg unsafe.Pointer, size uintptr, tail *uint32, head uint32, flags *uint32, spin time.Duration, hold *sys.Hold) sys.Errno {
 	if n > 0 {
-		done, errno := sys.UringEnter(fd, n, 0, enter&^enterExtArg, nil, 0, false)
+		done, errno := sys.UringEnter(fd, n, 0, enter&^enterExtArg, nil, 0, nil)
 		if errno != 0 {
 			return errno
 		}
@@ -52,7 +52,7 @@ func RingPolls(fd int, n, enter uint32, arg unsafe.Pointer, size uintptr, tail *
 			}
 			// Deferred work makes completions only when its owner enters.
 			if atomic.LoadUint32(flags)&(sqTaskrun|sqCQOverflow) != 0 {
-				if _, errno := sys.UringEnter(fd, 0, 0, enter&^enterExtArg, nil, 0, false); errno != 0 {
+				if _, errno := sys.UringEnter(fd, 0, 0, enter&^enterExtArg, nil, 0, nil); errno != 0 {
 					return errno
 				}
 			}

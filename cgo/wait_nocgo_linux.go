@@ -27,7 +27,7 @@ func EpollWait(epfd int, events []sys.EpollEvent, spin, timeout time.Duration) (
 			timeout -= spin
 		}
 	}
-	return sys.EpollWait(epfd, events, timeout, false)
+	return sys.EpollWait(epfd, events, timeout, nil)
 }
 
 // RingWait submits n entries of an io_uring and waits for a completion: it looks at the ring's memory for at most spin, at no
@@ -36,5 +36,5 @@ func EpollWait(epfd int, events []sys.EpollEvent, spin, timeout time.Duration) (
 //
 // SAFETY: arg is alive and in place during the call.
 func RingWait(fd int, n, enter uint32, arg unsafe.Pointer, size uintptr, tail *uint32, head uint32, flags *uint32, spin time.Duration) sys.Errno {
-	return RingPolls(fd, n, enter, arg, size, tail, head, flags, spin, false)
+	return RingPolls(fd, n, enter, arg, size, tail, head, flags, spin, nil)
 }

@@ -7,6 +7,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"github.com/pollux-go/pollux/internal/sys"
 )
 
 // A Backend tells which file descriptors are ready. One goroutine at a time calls Wait; every other method may be
@@ -47,15 +49,18 @@ type Pollable interface {
 	PollFD() int
 }
 
+// A Hold is how a Wait keeps its P.
+type Hold = sys.Hold
+
 // Holder is a [Backend] that can wait without giving up the P, which is what a goroutine needs to run Go, and without
 // sleeping. Its methods belong to the goroutine that calls Wait.
 type Holder interface {
 	Backend
 
-	// Hold says how a Wait that blocks does so from now on. With on, Go's scheduler is not told: when the event comes, the
+	// Hold says how a Wait that blocks does so from now on. With a Hold, Go's scheduler is not told: when the event comes, the
 	// goroutine runs at once, whatever else wants to run; until then its P serves nobody. Timeouts must be some milliseconds
-	// at most then, since stopping the world may have to wait for them.
-	Hold(on bool)
+	// at most then, since stopping the world may have to wait for them. nil is how a backend begins.
+	Hold(h *Hold)
 
 	// Spin says for how long a Wait that would sleep looks for events before it does. Without Hold, the P serves others
 	// meanwhile where there is cgo.

@@ -47,7 +47,9 @@ type Loop struct {
 	holder Holder        // the backend, if it can hold the P
 	hot    time.Duration // see Heat
 	isHot  bool
-	worked int64 // the instant at which it last had something to do
+	hold   Hold           // of the hot waits
+	pulse  *atomic.Uint64 // see Attend
+	worked int64          // the instant at which it last had something to do
 
 	spin     time.Duration // see Spin
 	adaptive bool
@@ -88,6 +90,11 @@ func (l *Loop) Spin(d time.Duration, adaptive bool) {
 	}
 }
 
+// Attend has the loop count in a word that somebody watches, when a wait begins and when it has ended, so that the word is odd during
+// waits; and tell in another one that a signal has interrupted a hot wait: see [Hold]. With nil it does so no more. It is for the goroutine
+// that runs the loop, or before Run.
+func (l *Loop) Attend(pulse *atomic.Uint64, asked *uint32) { l.pulse, l.hold.Asked = pulse, asked }
+
 // Backend returns what the loop waits on.
 func (l *Loop) Backend() Backend { return l.backend }
 
@@ -123,6 +130,9 @@ func (l *Loop) run(follow bool) error {
 			if timeout = l.timeout(more); timeout != 0 {
 				timeout = l.temper(timeout, busy)
 			}
+		}
+		if l.pulse != nil {
+			l.pulse.Add(1)
 		}
 		if follow || timeout != 0 && l.share.on.Load() {
 			if buffer == nil {
@@ -191,7 +201,11 @@ func (l *Loop) temper(timeout time.Duration, busy bool) time.Duration {
 	hot := l.hot > 0 && now-l.worked < int64(l.hot) && !l.share.on.Load()
 	if hot != l.isHot {
 		l.isHot = hot
-		l.holder.Hold(hot)
+		if hot {
+			l.holder.Hold(&l.hold)
+		} else {
+			l.holder.Hold(nil)
+		}
 	}
 	if l.spin > 0 {
 		budget := l.spin
@@ -235,6 +249,9 @@ const (
 func (l *Loop) count(n int) {
 	c := &l.counters
 	c.turns.add(1)
+	if l.pulse != nil {
+		l.pulse.Add(1)
+	}
 	c.events.add(uint64(n))
 	if l.waited == 0 {
 		return // It could not sleep: the turn before goes on.

@@ -81,10 +81,8 @@ func EpollPoll(epfd int, events []EpollEvent) (int, Errno) {
 // It returns ENOSYS on kernels before 5.11; [EpollWaitMillis] serves those. A signal ends the wait early, with 0 events
 // and no error: only the caller knows what is left of its deadline. events must not be empty.
 //
-// With hold, Go's scheduler is not told, and the goroutine keeps its P: nothing stands between the event and the
-// caller, and nobody else can use the P. Stopping the world interrupts the wait by a signal, but not under
-// GODEBUG=asyncpreemptoff=1, so that the timeout must be some milliseconds at most.
-func EpollWait(epfd int, events []EpollEvent, timeout time.Duration, hold bool) (int, Errno) {
+// With hold, Go's scheduler is not told, and the goroutine keeps its P: see [Hold].
+func EpollWait(epfd int, events []EpollEvent, timeout time.Duration, hold *Hold) (int, Errno) {
 	if h := hook.Load(); h != nil {
 		if errno := ask(h, OpEpollWait, epfd).Errno; errno != 0 {
 			return eintrIsEmpty(0, errno)
@@ -99,9 +97,10 @@ func EpollWait(epfd int, events []EpollEvent, timeout time.Duration, hold bool) 
 	// SAFETY: events is alive and in place for the call, and so is ts, on this stack.
 	var n uintptr
 	var errno Errno
-	if hold {
+	if hold != nil {
 		n, _, errno = syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT2, uintptr(epfd),
 			uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), uintptr(at), 0, 0)
+		hold.tell(errno)
 	} else {
 		n, _, errno = syscall.Syscall6(unix.SYS_EPOLL_PWAIT2, uintptr(epfd),
 			uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), uintptr(at), 0, 0)
@@ -111,7 +110,7 @@ func EpollWait(epfd int, events []EpollEvent, timeout time.Duration, hold bool) 
 
 // EpollWaitMillis is [EpollWait] by epoll_pwait(2), which counts in milliseconds: the timeout is rounded up, so that a
 // wait never ends before its time.
-func EpollWaitMillis(epfd int, events []EpollEvent, timeout time.Duration, hold bool) (int, Errno) {
+func EpollWaitMillis(epfd int, events []EpollEvent, timeout time.Duration, hold *Hold) (int, Errno) {
 	if h := hook.Load(); h != nil {
 		if errno := ask(h, OpEpollWait, epfd).Errno; errno != 0 {
 			return eintrIsEmpty(0, errno)
@@ -125,9 +124,10 @@ func EpollWaitMillis(epfd int, events []EpollEvent, timeout time.Duration, hold 
 	// SAFETY: events is alive and in place for the call.
 	var n uintptr
 	var errno Errno
-	if hold {
+	if hold != nil {
 		n, _, errno = syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epfd),
 			uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), uintptr(millis), 0, 0)
+		hold.tell(errno)
 	} else {
 		n, _, errno = syscall.Syscall6(unix.SYS_EPOLL_PWAIT, uintptr(epfd),
 			uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), uintptr(millis), 0, 0)

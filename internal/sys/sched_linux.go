@@ -33,6 +33,34 @@ func SetSched(tid int, s Sched) Errno {
 	return errnoOf(unix.SchedSetAttr(tid, &a, 0))
 }
 
+// SliceOf returns how long a slice of the thread tid is; 0 is the calling one. It is 0 for one that is not scheduled as
+// SCHED_OTHER, and before Linux 6.12.
+func SliceOf(tid int) (time.Duration, Errno) {
+	a, err := unix.SchedGetAttr(tid, 0)
+	if err != nil || a.Policy != unix.SCHED_NORMAL {
+		return 0, errnoOf(err)
+	}
+	return time.Duration(a.Runtime), 0
+}
+
+// SetSlice changes the slice of a thread that is scheduled as SCHED_OTHER, and nothing else; 0 is the kernel's own.
+func SetSlice(tid int, d time.Duration) Errno {
+	if h := hook.Load(); h != nil {
+		if errno := fault(h, OpSchedSetattr, tid); errno != 0 {
+			return errno
+		}
+	}
+	a, err := unix.SchedGetAttr(tid, 0)
+	if err != nil {
+		return errnoOf(err)
+	}
+	if a.Policy != unix.SCHED_NORMAL {
+		return EINVAL
+	}
+	a.Size, a.Runtime = uint32(unsafe.Sizeof(*a)), uint64(d)
+	return errnoOf(unix.SchedSetAttr(tid, a, 0))
+}
+
 // AffinityOf returns the CPUs that the thread tid may run on, in ascending order; 0 is the calling one.
 func AffinityOf(tid int) ([]int, Errno) {
 	var set unix.CPUSet

@@ -219,6 +219,12 @@ func GetSched(int) (Sched, Errno) { return Sched{}, ENOSYS }
 // SetSched answers ENOSYS.
 func SetSched(int, Sched) Errno { return ENOSYS }
 
+// SliceOf answers ENOSYS.
+func SliceOf(int) (time.Duration, Errno) { return 0, ENOSYS }
+
+// SetSlice answers ENOSYS.
+func SetSlice(int, time.Duration) Errno { return ENOSYS }
+
 // Affinity answers ENOSYS.
 func Affinity() ([]int, Errno) { return nil, ENOSYS }
 

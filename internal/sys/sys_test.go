@@ -415,16 +415,16 @@ func TestFiles(t *testing.T) {
 // waits are the ways to wait for events; each takes a timeout.
 var waits = map[string]func(int, []EpollEvent, time.Duration) (int, Errno){
 	"pwait2": func(epfd int, events []EpollEvent, d time.Duration) (int, Errno) {
-		return EpollWait(epfd, events, d, false)
+		return EpollWait(epfd, events, d, nil)
 	},
 	"millis": func(epfd int, events []EpollEvent, d time.Duration) (int, Errno) {
-		return EpollWaitMillis(epfd, events, d, false)
+		return EpollWaitMillis(epfd, events, d, nil)
 	},
 	"pwait2 hold": func(epfd int, events []EpollEvent, d time.Duration) (int, Errno) {
-		return EpollWait(epfd, events, min(d, 50*time.Millisecond), true)
+		return EpollWait(epfd, events, min(d, 50*time.Millisecond), new(Hold))
 	},
 	"millis hold": func(epfd int, events []EpollEvent, d time.Duration) (int, Errno) {
-		return EpollWaitMillis(epfd, events, min(d, 50*time.Millisecond), true)
+		return EpollWaitMillis(epfd, events, min(d, 50*time.Millisecond), new(Hold))
 	},
 	"poll": func(epfd int, events []EpollEvent, _ time.Duration) (int, Errno) { return EpollPoll(epfd, events) },
 }
@@ -616,8 +616,8 @@ func calls(t *testing.T) map[Op][]func() Errno {
 		OpEpollCtl:    {func() Errno { return EpollCtl(epfd, EpollDel, near, 0, 0) }},
 		OpEpollWait: {
 			func() Errno { return second(EpollPoll(epfd, events)) },
-			func() Errno { return second(EpollWait(epfd, events, 0, false)) },
-			func() Errno { return second(EpollWaitMillis(epfd, events, 0, false)) },
+			func() Errno { return second(EpollWait(epfd, events, 0, nil)) },
+			func() Errno { return second(EpollWaitMillis(epfd, events, 0, nil)) },
 		},
 		OpEventfd: {func() Errno { return made(Eventfd()) }},
 		OpFutex: {
@@ -632,7 +632,7 @@ func calls(t *testing.T) map[Op][]func() Errno {
 			return errno
 		}},
 		// On what is no ring, and with what is no operation: the kernel refuses them.
-		OpUringEnter:       {func() Errno { return second(UringEnter(near, 0, 0, 0, nil, 0, false)) }},
+		OpUringEnter:       {func() Errno { return second(UringEnter(near, 0, 0, 0, nil, 0, nil)) }},
 		OpUringRegister:    {func() Errno { return UringRegister(near, 255, nil, 0) }},
 		OpUringSetup:       {func() Errno { return made(UringSetup(1, new(UringParams))) }},
 		OpFcntl:            {func() Errno { return SetNonblock(near) }, func() Errno { return SetCloexec(near) }, func() Errno { return made(Dup(near)) }},
@@ -795,7 +795,7 @@ func TestCallsDoNotAllocate(t *testing.T) {
 	for name, f := range map[string]func(){
 		"epoll": func() {
 			EpollPoll(epfd, events)
-			EpollWait(epfd, events, 1, false)
+			EpollWait(epfd, events, 1, nil)
 			EpollCtl(epfd, EpollDel, near, 0, 0)
 		},
 		"bytes":     func() { Send(far, p[:1]); Recv(near, p); Sendv(far, vector); Recv(near, p) },

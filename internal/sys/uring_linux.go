@@ -52,10 +52,10 @@ func errnoOf(err error) Errno {
 
 // UringEnter submits n entries and, with IORING_ENTER_GETEVENTS, waits for wait completions, by io_uring_enter(2). arg is
 // what the flags say. It tells the scheduler only if it may sleep. EINTR is returned: only the caller knows what was
-// submitted. With hold, the scheduler is not told of a sleep either; see [EpollWait].
+// submitted. With hold, the scheduler is not told of a sleep either: see [Hold].
 //
 // SAFETY: arg is alive and in place during the call.
-func UringEnter(fd int, n, wait, flags uint32, arg unsafe.Pointer, size uintptr, hold bool) (int, Errno) {
+func UringEnter(fd int, n, wait, flags uint32, arg unsafe.Pointer, size uintptr, hold *Hold) (int, Errno) {
 	if h := hook.Load(); h != nil {
 		if f := ask(h, OpUringEnter, fd); f.Errno != 0 {
 			return 0, f.Errno
@@ -63,8 +63,11 @@ func UringEnter(fd int, n, wait, flags uint32, arg unsafe.Pointer, size uintptr,
 	}
 	var done uintptr
 	var errno Errno
-	if wait == 0 || hold {
+	if wait == 0 || hold != nil {
 		done, _, errno = syscall.RawSyscall6(iouring.SYS_IO_URING_ENTER, uintptr(fd), uintptr(n), uintptr(wait), uintptr(flags), uintptr(arg), size)
+		if hold != nil {
+			hold.tell(errno)
+		}
 	} else {
 		done, _, errno = syscall.Syscall6(iouring.SYS_IO_URING_ENTER, uintptr(fd), uintptr(n), uintptr(wait), uintptr(flags), uintptr(arg), size)
 	}

@@ -57,7 +57,7 @@ type Ring struct {
 	ts  *timespec
 
 	enters atomic.Uint64
-	hold   bool // a wait keeps its P
+	hold   *sys.Hold // nil: a wait gives its P up
 	spin   time.Duration
 }
 
@@ -307,9 +307,8 @@ func (r *Ring) Used() Feature { return r.used }
 // Entries returns the sizes of the two queues.
 func (r *Ring) Entries() (sq, cq int) { return len(r.sqes), len(r.cqes) }
 
-// Hold says whether an Enter that waits keeps its P: Go's scheduler is not told of it. The timeouts must be some
-// milliseconds at most then.
-func (r *Ring) Hold(on bool) { r.hold = on }
+// Hold says how an Enter that waits keeps its P; nil: it does not. The timeouts must be some milliseconds at most then.
+func (r *Ring) Hold(h *sys.Hold) { r.hold = h }
 
 // Spin says for how long an Enter that waits looks at the ring before it sleeps.
 func (r *Ring) Spin(d time.Duration) { r.spin = d }
@@ -367,8 +366,8 @@ func (r *Ring) Enter(wait bool, timeout time.Duration) sys.Errno {
 	switch {
 	case !wait || r.spin == 0:
 		_, errno = sys.UringEnter(r.enterFD, r.Pending(), count, flags, arg, size, r.hold)
-	case r.hold:
-		errno = cgo.RingPolls(r.enterFD, r.Pending(), flags, arg, size, r.cqTail, r.head, r.sqFlags, r.spinMost(timeout), true)
+	case r.hold != nil:
+		errno = cgo.RingPolls(r.enterFD, r.Pending(), flags, arg, size, r.cqTail, r.head, r.sqFlags, r.spinMost(timeout), r.hold)
 	default:
 		errno = cgo.RingWait(r.enterFD, r.Pending(), flags, arg, size, r.cqTail, r.head, r.sqFlags, r.spinMost(timeout))
 	}

@@ -97,14 +97,14 @@ func TestCloseEndsRegistration(t *testing.T) {
 			return
 		}
 		index, flags := r.enterFD, r.flags
-		if _, errno := sys.UringEnter(index, 0, 0, flags, nil, 0, false); errno != 0 {
+		if _, errno := sys.UringEnter(index, 0, 0, flags, nil, 0, nil); errno != 0 {
 			t.Errorf("enter before: %v", errno)
 		}
 		if errno := r.Close(); errno != 0 {
 			t.Error(errno)
 		}
 		if flags&enterRegisteredRing != 0 {
-			if _, errno := sys.UringEnter(index, 0, 0, flags, nil, 0, false); errno != sys.EBADF {
+			if _, errno := sys.UringEnter(index, 0, 0, flags, nil, 0, nil); errno != sys.EBADF {
 				t.Errorf("enter after: %v, want %v", errno, sys.EBADF)
 			}
 		}

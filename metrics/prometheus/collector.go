@@ -80,6 +80,7 @@ func New(e *pollux.Engine, name string) *Collector {
 	counter("spin_hits", "Spins that found something.", func(s *pollux.LoopStats) uint64 { return s.SpinHits })
 	counter("handovers", "Times that a loop gave its P to whom a handler had made ready.", func(s *pollux.LoopStats) uint64 { return s.HandOvers })
 	counter("renewals", "Time slices that a loop began anew.", func(s *pollux.LoopStats) uint64 { return s.Renewals })
+	counter("demotions", "Times that a loop lost its realtime priority for a turn that did not end.", func(s *pollux.LoopStats) uint64 { return s.Demotions })
 	counter("wakes_sent", "Posts that had to wake a loop.", func(s *pollux.LoopStats) uint64 { return s.WakesSent })
 	counter("wakes_elided", "Posts that had not.", func(s *pollux.LoopStats) uint64 { return s.WakesElided })
 
