@@ -34,13 +34,13 @@ func (l *loop) beAttended() {
 	l.inner.Attend(a.Pulse())
 }
 
-// dismiss ends the attendant, if there is one.
+// dismiss ends the attendant, if there is one: then the calling thread is the only one that runs the loop.
 func (l *loop) dismiss() {
-	l.inner.Attend(nil, nil)
 	w := &l.attendance
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.attendant != nil {
+		l.inner.Attend(nil, nil)
 		w.attendant.Close()
 		w.demotions += w.attendant.Counts().Demotions
 		w.attendant = nil

@@ -87,6 +87,7 @@ func (e *env) rig() *rig {
 // order of their changes, so an event of one more comes last.
 func (e *env) settle(r *rig) {
 	e.Helper()
+	e.noError(r.sentinel.Reset(poller.ModeRead)) // The edge of the last time may have come twice.
 	r.sentinelStream.send(e, "x")
 	e.noError(r.sentinel.WaitRead()) // Not a Read: it would find the byte before its edge comes.
 	var p [2]byte
