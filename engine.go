@@ -37,7 +37,7 @@ type Engine struct {
 	workerIDs  []atomic.Uint64       // the goroutines of its workers
 	procs      int                   // what GOMAXPROCS was raised by, or lowered
 	isolated   *isolation            // nil: not asked for
-	shortened  bool                  // see shortenSlices
+	lowered    []*lowered            // to be ended with the engine
 	poller     *poller.Poller
 	services   map[*Service]struct{}
 	nets       map[*netListener]struct{}
@@ -143,8 +143,12 @@ func (e *Engine) start() error {
 	if threads[0].Sched.FIFO && !e.config.Isolate {
 		<-loops[0].begun
 		if loops[0].attendance.there() {
-			shortenSlices()
-			e.shortened = true
+			_ = e.lower(&shortSlices) // Without them the attendant does what it can.
+		}
+	}
+	if e.config.Hot == HotAlways && e.config.Procs != ProcsKeep {
+		if errno := e.lower(&shortSlack); errno != 0 {
+			e.refused(fmt.Errorf("shorten the timer slack of the process's threads: %w: it needs CAP_SYS_NICE", errno))
 		}
 	}
 	return nil
@@ -162,12 +166,18 @@ func (e *Engine) undo() {
 	if e.isolated != nil {
 		e.isolated.end()
 	}
-	if e.shortened {
-		endShortSlices()
+	for _, l := range e.lowered {
+		l.end()
 	}
 	if e.procs != 0 {
 		giveProcs(e.procs)
 	}
+}
+
+// lower keeps something of the process's threads low until the engine closes. mu is held.
+func (e *Engine) lower(l *lowered) sys.Errno {
+	e.lowered = append(e.lowered, l)
+	return l.begin()
 }
 
 // openLoops opens a backend for each event loop. mu is held.

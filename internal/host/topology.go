@@ -1,10 +1,12 @@
 package host
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/pollux-go/pollux/internal/sys"
 )
@@ -30,6 +32,41 @@ func Threads() (tids []int) {
 		}
 	}
 	return tids
+}
+
+// TimerSlack returns by how much a thread of the process may sleep too long. The kernel tells it of other threads only who has CAP_SYS_NICE.
+func TimerSlack(tid int) (time.Duration, sys.Errno) {
+	if errno := sys.Injected(sys.OpSchedSetattr, tid); errno != 0 {
+		return 0, errno
+	}
+	b, err := os.ReadFile(slackFile(tid))
+	if err != nil {
+		return 0, errnoOf(err)
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+	if err != nil {
+		return 0, sys.EINVAL
+	}
+	return time.Duration(n), 0
+}
+
+// SetTimerSlack changes it; 0 is what the thread began with, which was its maker's.
+func SetTimerSlack(tid int, d time.Duration) sys.Errno {
+	if errno := sys.Injected(sys.OpSchedSetattr, tid); errno != 0 {
+		return errno
+	}
+	return errnoOf(os.WriteFile(slackFile(tid), strconv.AppendInt(nil, int64(d), 10), 0))
+}
+
+// slackFile is there for every thread, though /proc shows only the first of each process.
+func slackFile(tid int) string { return fmt.Sprintf("/proc/%d/timerslack_ns", tid) }
+
+func errnoOf(err error) sys.Errno {
+	var errno sys.Errno
+	if err != nil && !errors.As(err, &errno) {
+		return sys.EINVAL
+	}
+	return errno
 }
 
 // Affinity returns the CPUs that the calling thread may run on, which is what cpusets, taskset and the like have left.

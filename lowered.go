@@ -1,0 +1,106 @@
+package pollux
+
+import (
+	"sync"
+	"time"
+
+	"github.com/pollux-go/pollux/internal/host"
+	"github.com/pollux-go/pollux/internal/sys"
+)
+
+// lowered is something that each thread of the process has, and that is kept low while engines ask for it.
+//
+// New threads have it from the one that makes them. What somebody has set himself meanwhile is left to him.
+type lowered struct {
+	get    func(tid int) (time.Duration, sys.Errno) // 0: this thread has none
+	set    func(tid int, d time.Duration) sys.Errno
+	low    time.Duration
+	resets bool // setting it to 0 makes it what a thread has usually
+
+	mu      sync.Mutex // protects the fields below
+	engines int        // that ask for it
+	active  bool
+	sweeps
+	usual  time.Duration // what a thread has that nothing was said about
+	before map[int]time.Duration
+}
+
+// shortSlices keeps the slices short that the kernel gives to threads that are not realtime (since 6.12). A loop that has to give up its P has it
+// back from several of them, one after the other, and the kernel lets a thread that has the CPU finish its slice first, of 3 ms or so: see
+// [cgo.Attendant], which has it look. What each thread gets of the CPU is the same.
+var shortSlices = lowered{get: sys.SliceOf, set: sys.SetSlice, low: 100 * time.Microsecond, resets: true}
+
+// shortSlack has sleeps end when they are to, and not up to 50 us later. A thread of the runtime that looks for work sleeps for 3 us before it takes what
+// a running goroutine has just made ready, and a loop that is always hot is running, as far as the runtime knows.
+var shortSlack = lowered{get: host.TimerSlack, set: host.SetTimerSlack, low: time.Nanosecond}
+
+// begin keeps it low until as many ends. The error says that the kernel does not allow it.
+func (l *lowered) begin() sys.Errno {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.engines++; l.active {
+		return 0
+	}
+	// The process's first thread: a loop's is special, and the caller's may be what C code has made of it.
+	threads := host.Threads()
+	if len(threads) == 0 {
+		return 0
+	}
+	usual, errno := l.get(threads[0])
+	if errno != 0 || usual <= l.low {
+		return errno
+	}
+	l.usual, l.before, l.active = usual, map[int]time.Duration{}, true
+	for _, tid := range threads {
+		if d, errno := l.get(tid); errno == 0 && d <= l.low {
+			l.before[tid] = d
+		}
+	}
+	l.sweeps.begin(l.lower)
+	return 0
+}
+
+// end gives the threads back what they had, when no other engine asks for it.
+func (l *lowered) end() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.engines--; l.engines == 0 && l.active {
+		l.finish(l.restore)
+		l.active = false
+	}
+}
+
+func (l *lowered) lower() (changed bool) {
+	for _, tid := range host.Threads() {
+		d, errno := l.get(tid)
+		if errno != 0 || d <= l.low {
+			continue // It has ended, has none, or a low one already.
+		}
+		if _, known := l.before[tid]; !known {
+			l.before[tid] = d
+		}
+		changed = l.set(tid, l.low) == 0 || changed
+	}
+	return changed
+}
+
+func (l *lowered) restore() (changed bool) {
+	for _, tid := range host.Threads() {
+		d, errno := l.get(tid)
+		if errno != 0 || d != l.low {
+			continue // It has ended, or was never low, or somebody has set it since.
+		}
+		to, known := l.before[tid]
+		switch {
+		case known && to <= l.low:
+			continue // It was low before.
+		case !known || to == l.usual:
+			to = l.usual // One that was born meanwhile has it from another one.
+			if l.resets {
+				to = 0
+			}
+		}
+		changed = l.set(tid, to) == 0 || changed
+	}
+	return changed
+}

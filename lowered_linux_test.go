@@ -1,0 +1,138 @@
+package pollux
+
+import (
+	"log/slog"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pollux-go/pollux/cgo"
+	"github.com/pollux-go/pollux/internal/host"
+	"github.com/pollux-go/pollux/internal/sys"
+	"github.com/pollux-go/pollux/internal/testutil"
+)
+
+// TestTimeslices looks at the slices of the process's threads while engines with realtime loops come and go: they are short until the
+// last one has closed, those of new threads too, and what somebody has set himself is his again afterwards.
+func TestTimeslices(t *testing.T) {
+	testutil.CheckLeaks(t)
+	usual, errno := sys.SliceOf(0)
+	if errno != 0 || usual == 0 || !cgo.Attends {
+		t.Skip("the kernel has no slices, or there are no attendants without cgo")
+	}
+	var own [2]int // threads that have slices of their own
+	stop, ended := make(chan struct{}), make(chan struct{})
+	defer func() { close(stop); <-ended; <-ended }() // Their threads end with them.
+	for i, slice := range []time.Duration{10 * time.Millisecond, shortSlices.low} {
+		ready := make(chan struct{})
+		go func() {
+			defer func() { ended <- struct{}{} }()
+			runtime.LockOSThread() // For good.
+			own[i] = sys.Gettid()
+			if errno := sys.SetSlice(0, slice); errno != 0 {
+				t.Error(errno)
+			}
+			close(ready)
+			<-stop
+		}()
+		<-ready
+	}
+	// is tells whether every thread has that slice, but for those two.
+	is := func(want, first, second time.Duration) bool {
+		for _, tid := range host.Threads() {
+			slice, errno := sys.SliceOf(tid)
+			want := want
+			switch tid {
+			case own[0]:
+				want = first
+			case own[1]:
+				want = second
+			}
+			if errno == 0 && slice != 0 && slice != want {
+				return false
+			}
+		}
+		return true
+	}
+	log := new(lines)
+	config := Config{Loops: 1, Sched: "fifo:2", Logger: log.logger()}
+	a, b := newEngine(t, config), newEngine(t, config)
+	sa, _ := bind(t, a, "tcp", echo{})
+	if strings.Contains(strings.Join(log.all(), "\n"), "CAP_SYS_NICE") {
+		t.Skip("the process may not")
+	}
+	ping(t, dial(t, sa.Addrs()[0]))
+	eventually(t, "short slices", func() bool { return is(shortSlices.low, shortSlices.low, shortSlices.low) })
+	sb, _ := bind(t, b, "tcp", echo{})
+	ping(t, dial(t, sb.Addrs()[0]))
+	a.Close()
+	eventually(t, "short slices of the second engine", func() bool { return is(shortSlices.low, shortSlices.low, shortSlices.low) })
+	b.Close()
+	if !is(usual, 10*time.Millisecond, shortSlices.low) {
+		t.Error("they are not what they were")
+	}
+}
+
+// TestTimerSlack looks at the timer slack of the process's threads while an engine comes and goes whose loops are always hot.
+func TestTimerSlack(t *testing.T) {
+	testutil.CheckLeaks(t)
+	usual, errno := host.TimerSlack(host.Threads()[0])
+	if errno == sys.EPERM || errno == sys.EACCES {
+		t.Skip(errno)
+	}
+	is := func(want time.Duration) bool {
+		done := make(chan bool)
+		go func() {
+			runtime.LockOSThread() // For good: a new thread.
+			ok := true
+			for _, tid := range host.Threads() {
+				slack, errno := host.TimerSlack(tid)
+				ok = ok && (errno != 0 || slack == want)
+			}
+			done <- ok
+		}()
+		return <-done
+	}
+	if !is(usual) {
+		t.Fatal("the threads differ before")
+	}
+	for _, config := range []Config{
+		{Loops: 1, Profile: Balanced, Logger: slog.New(slog.DiscardHandler)},
+		{Loops: 1, Profile: Latency, Procs: ProcsKeep, Logger: slog.New(slog.DiscardHandler)},
+	} {
+		e := newEngine(t, config)
+		s, _ := bind(t, e, "tcp", echo{})
+		ping(t, dial(t, s.Addrs()[0]))
+		if slack, _ := host.TimerSlack(host.Threads()[0]); slack != usual {
+			t.Errorf("%s, Procs %d: it is %v", config.Profile, config.Procs, slack)
+		}
+		e.Close()
+	}
+	e := newEngine(t, Config{Loops: 1, Profile: Latency, Logger: slog.New(slog.DiscardHandler)})
+	s, _ := bind(t, e, "tcp", echo{})
+	ping(t, dial(t, s.Addrs()[0]))
+	eventually(t, "short slack", func() bool { return is(shortSlack.low) })
+	e.Close()
+	if !is(usual) {
+		t.Error("it is not what it was")
+	}
+}
+
+// TestTimerSlackRefused has the kernel not allow it: the log says so once, and the loops run.
+func TestTimerSlackRefused(t *testing.T) {
+	testutil.CheckLeaks(t)
+	log := new(lines)
+	defer sys.Inject(func(op sys.Op, _ int) sys.Fault {
+		if op == sys.OpSchedSetattr {
+			return sys.Fault{Errno: sys.EACCES}
+		}
+		return sys.Fault{}
+	})()
+	e := newEngine(t, Config{Loops: 1, Profile: Latency, Sched: "other", Logger: log.logger()})
+	s, _ := bind(t, e, "tcp", echo{})
+	ping(t, dial(t, s.Addrs()[0]))
+	if text := strings.Join(log.all(), "\n"); strings.Count(text, "timer slack") != 1 || !strings.Contains(text, "CAP_SYS_NICE") {
+		t.Errorf("the log is %q", text)
+	}
+}
