@@ -69,9 +69,7 @@ func TestTimeslices(t *testing.T) {
 	a.Close()
 	eventually(t, "short slices of the second engine", func() bool { return is(shortSlices.low, shortSlices.low, shortSlices.low) })
 	b.Close()
-	if !is(usual, 10*time.Millisecond, shortSlices.low) {
-		t.Error("they are not what they were")
-	}
+	eventually(t, "what they were", func() bool { return is(usual, 10*time.Millisecond, shortSlices.low) })
 }
 
 // TestTimerSlack looks at the timer slack of the process's threads while an engine comes and goes whose loops are always hot.
@@ -94,9 +92,8 @@ func TestTimerSlack(t *testing.T) {
 		}()
 		return <-done
 	}
-	if !is(usual) {
-		t.Fatal("the threads differ before")
-	}
+	// A loop's thread, whose slack is its own, may take a moment to end.
+	eventually(t, "the usual slack", func() bool { return is(usual) })
 	for _, config := range []Config{
 		{Loops: 1, Profile: Balanced, Logger: slog.New(slog.DiscardHandler)},
 		{Loops: 1, Profile: Latency, Procs: ProcsKeep, Logger: slog.New(slog.DiscardHandler)},
@@ -114,9 +111,7 @@ func TestTimerSlack(t *testing.T) {
 	ping(t, dial(t, s.Addrs()[0]))
 	eventually(t, "short slack", func() bool { return is(shortSlack.low) })
 	e.Close()
-	if !is(usual) {
-		t.Error("it is not what it was")
-	}
+	eventually(t, "the slack that it was", func() bool { return is(usual) })
 }
 
 // TestTimerSlackRefused has the kernel not allow it: the log says so once, and the loops run.
