@@ -21,7 +21,7 @@ type lowered struct {
 	engines int        // that ask for it
 	active  bool
 	sweeps
-	usual  time.Duration // what a thread has that nothing was said about
+	usual  time.Duration // what most threads had
 	before map[int]time.Duration
 }
 
@@ -41,21 +41,26 @@ func (l *lowered) begin() sys.Errno {
 	if l.engines++; l.active {
 		return 0
 	}
-	// The process's first thread: a loop's is special, and the caller's may be what C code has made of it.
-	threads := host.Threads()
-	if len(threads) == 0 {
-		return 0
-	}
-	usual, errno := l.get(threads[0])
-	if errno != 0 || usual <= l.low {
-		return errno
-	}
-	l.usual, l.before, l.active = usual, map[int]time.Duration{}, true
-	for _, tid := range threads {
-		if d, errno := l.get(tid); errno == 0 && d <= l.low {
+	l.usual, l.before = 0, map[int]time.Duration{}
+	counts := map[time.Duration]int{}
+	var refused sys.Errno
+	for _, tid := range host.Threads() {
+		d, errno := l.get(tid)
+		switch {
+		case errno == sys.EPERM || errno == sys.EACCES:
+			refused = errno
+		case errno == 0 && d <= l.low:
 			l.before[tid] = d
+		case errno == 0:
+			if counts[d]++; counts[d] > counts[l.usual] {
+				l.usual = d
+			}
 		}
 	}
+	if l.usual == 0 {
+		return refused // Or the kernel has no such thing.
+	}
+	l.active = true
 	l.sweeps.begin(l.lower)
 	return 0
 }

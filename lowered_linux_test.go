@@ -26,16 +26,24 @@ func TestTimeslices(t *testing.T) {
 	defer func() { close(stop); <-ended; <-ended }() // Their threads end with them.
 	for i, slice := range []time.Duration{10 * time.Millisecond, shortSlices.low} {
 		ready := make(chan struct{})
-		go func() {
+		var begin func()
+		begin = func() {
+			runtime.LockOSThread() // For good: the thread ends with the goroutine, but for the first one.
+			if sys.IsFirstThread() {
+				go begin()
+				<-ready
+				runtime.UnlockOSThread()
+				return
+			}
 			defer func() { ended <- struct{}{} }()
-			runtime.LockOSThread() // For good.
 			own[i] = sys.Gettid()
 			if errno := sys.SetSlice(0, slice); errno != 0 {
 				t.Error(errno)
 			}
 			close(ready)
 			<-stop
-		}()
+		}
+		go begin()
 		<-ready
 	}
 	// is tells whether every thread has that slice, but for those two.
@@ -82,7 +90,8 @@ func TestTimerSlack(t *testing.T) {
 	is := func(want time.Duration) bool {
 		done := make(chan bool)
 		go func() {
-			runtime.LockOSThread() // For good: a new thread.
+			runtime.LockOSThread() // A new thread, most likely.
+			defer runtime.UnlockOSThread()
 			ok := true
 			for _, tid := range host.Threads() {
 				slack, errno := host.TimerSlack(tid)
