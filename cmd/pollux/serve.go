@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -118,14 +119,16 @@ func bindNet(engine *pollux.Engine, _ pollux.Config, s service) (running, error)
 		listeners, addrs = append(listeners, ln), append(addrs, ln.Addr())
 	}
 	failed := make(chan error, len(listeners)) // Every Serve can leave its error and go.
+	var serving sync.WaitGroup
 	for _, ln := range listeners {
-		go func() { failed <- srv.Serve(ln) }()
+		serving.Go(func() { failed <- srv.Serve(ln) })
 	}
 	shutdown := func(ctx context.Context) error {
 		err := srv.Shutdown(ctx)
 		if err != nil {
 			srv.Close() // The deadline is over: cut what is left.
 		}
+		serving.Wait() // A Serve that had not begun closes its listener, and removes its file, only now.
 		return err
 	}
 	return running{addrs: addrs, failed: failed, shutdown: shutdown}, nil
