@@ -61,6 +61,11 @@ func TestHoldTells(t *testing.T) {
 				}
 				wait(long, h)
 			}
+			if asked.Load() == 0 {
+				t.Error("it was not told of a signal")
+				asked.Store(1)
+				FutexWake(h.Asked, 1)
+			}
 			<-woken
 			close(stop)
 			<-stopped
