@@ -28,7 +28,7 @@ struct pollux_attendant {
 // Starts an attendant. The first five fields are 0. Returns 0, or an errno: then there is none.
 int pollux_attend(struct pollux_attendant *a);
 
-// Ends it. The loop has its priority back then.
+// Ends it. A loop that has lost its priority stays without: it ends, too.
 void pollux_attend_end(struct pollux_attendant *a);
 
 #endif

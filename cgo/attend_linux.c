@@ -99,8 +99,6 @@ static void attend(struct pollux_attendant *a) {
 			__atomic_add_fetch(&a->demotions, 1, __ATOMIC_RELAXED);
 		}
 	}
-	if (demoted && nanos(clock) != 0) // Else it has ended, and its id may be somebody else's.
-		schedule(a->loop, SCHED_FIFO, a->priority);
 }
 
 static void *run(void *arg) {
