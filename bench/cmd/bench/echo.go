@@ -77,7 +77,7 @@ func (b *bench) echo(ctx context.Context, scenario string) error {
 		table, sentences := g.Table(), g.Sentences()
 		switch scenario {
 		case "busy":
-			table, sentences = g.LatencyTable(), nil
+			table, sentences = g.LatencyTable(realtime), nil
 		case "pingpong":
 			table, sentences = g.PingpongTable(spinning), nil
 		}

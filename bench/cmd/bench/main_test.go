@@ -6,10 +6,12 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -138,7 +140,7 @@ func TestScenarios(t *testing.T) {
 		want []string
 	}{
 		{[]string{"busy", "-servers", "std,pollux@POLLUX_PROFILE=latency", "-churn", "1"},
-			[]string{"2 goroutines compute and 1 allocate", "p99.9 ×std", "std ", "pollux@POLLUX_PROFILE=latency"}},
+			[]string{"2 goroutines compute and 1 allocate", "p99 ×std", "p99.9 ×c-epoll@SCHED=fifo:1", "std ", "pollux@POLLUX_PROFILE=latency"}},
 		{[]string{"pingpong", "-servers", "std,pollux@POLLUX_SPIN=1ms"}, []string{"1 connection, 64 bytes", "p50 ×c-epoll@SPIN=1", "pollux@POLLUX_SPIN=1ms"}},
 		{[]string{"handover", "-servers", "handover-std,handover-pollux"}, []string{"16 connections, open loop at 20,000", "2 goroutines compute", "handover-pollux", "p99 ×handover-std"}},
 	} {
@@ -285,6 +287,90 @@ func TestUring(t *testing.T) {
 	for _, want := range []string{"c-uring: ", "c-uring@C_URING_BUFFERS=4: "} {
 		if !strings.Contains(out, want) || strings.Contains(out, "Left out") {
 			t.Errorf("the output has no %q, or leaves something out:\n%s", want, out)
+		}
+	}
+}
+
+// What runs beside the servers in C is what runs beside those in Go: it counts in the same file, and SCHED is for the server's
+// own thread alone.
+func TestBesideC(t *testing.T) {
+	if _, err := exec.LookPath("gcc"); err != nil {
+		t.Skip("no gcc for the c-epoll server")
+	}
+	dir, err := moduleDir(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(programs, func(p program) bool { return p.name == "c-epoll" })
+	c := contender{program: programs[i]}
+	if c.bin, err = c.build(t.Context(), dir, t.TempDir()); err != nil {
+		t.Fatal(err)
+	}
+	l, err := proc.NewLauncher(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := func(o options, env ...string) (*child, error) {
+		o.loops, c.env = 1, env
+		return c.start(t.Context(), l, &o)
+	}
+
+	s, err := start(options{burn: 2, churn: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for begin := time.Now(); s.done.Computed.Load() < 2 || s.done.Allocated.Load() < 2; time.Sleep(time.Millisecond) {
+		if time.Since(begin) > 20*time.Second {
+			t.Fatalf("computed %d, allocated %d", s.done.Computed.Load(), s.done.Allocated.Load())
+		}
+	}
+	s.stop()
+
+	for _, test := range []struct {
+		o    options
+		env  string
+		want string
+	}{
+		{options{burn: 5000}, "", "-burn 5000: 0 to 1000 is allowed"},
+		{options{sleep: time.Millisecond}, "", "-sleep 1ms: this server has no requests that are slow"},
+		{options{}, "SCHED=fifo", "SCHED=fifo: fifo:1 to fifo:99 is allowed"},
+		{options{}, "SCHED=fifo:", "SCHED=fifo:: fifo:1 to fifo:99 is allowed"},
+		{options{}, "SCHED=fifo:100", "SCHED=fifo:100: fifo:1 to fifo:99 is allowed"},
+	} {
+		if s, err := start(test.o, test.env); err == nil {
+			s.stop()
+			t.Errorf("%q %+v was taken", test.env, test.o)
+		} else if !strings.Contains(err.Error(), test.want) {
+			t.Errorf("error is %v, want %q", err, test.want)
+		}
+	}
+
+	s, err = start(options{burn: 1}, "SCHED=fifo:7")
+	if err != nil {
+		if strings.Contains(err.Error(), "CAP_SYS_NICE") {
+			t.Skip(err)
+		}
+		t.Fatal(err)
+	}
+	defer s.stop()
+	pid := s.cmd.Process.Pid
+	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil || len(tasks) != 2 {
+		t.Fatalf("%d threads, %v, want 2", len(tasks), err)
+	}
+	for _, task := range tasks {
+		want := "0" // What computes is an ordinary thread.
+		if task.Name() == strconv.Itoa(pid) {
+			want = "7"
+		}
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/stat", pid, task.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		// rt_priority is field 40 of proc_pid_stat(5); the second one, the name in brackets, may have spaces.
+		_, rest, _ := strings.Cut(string(stat), ") ")
+		if got := strings.Fields(rest)[37]; got != want {
+			t.Errorf("thread %s has realtime priority %s, want %s", task.Name(), got, want)
 		}
 	}
 }

@@ -84,6 +84,8 @@ that the collector always runs (-churn). The rest is as in bench echo.
 
 A row of pollux may say how the loop's thread is treated, for instance
 pollux@POLLUX_PROFILE=latency@POLLUX_SCHED=fifo:1; nice and fifo need CAP_SYS_NICE.
+c-epoll@SCHED=fifo:1 and c-uring@SCHED=fifo:1 are the same in C, with threads for the
+goroutines (those that allocate free by hand): what the machine can do at best.
 With -server-cpu 0-1 and @POLLUX_CPUS=0@POLLUX_ISOLATE=on the loop has CPU 0 to itself.
 
 flags:

@@ -107,13 +107,19 @@ func defaultServers(ctx context.Context, quick bool) string {
 	return strings.Join(list, ",")
 }
 
-// busyServers is the list of a busy run that is not told one: what is written in Go, and pollux as it is and as its settings
-// for latency make it.
+// realtime is the row of busy that the others are compared with, beside the base: in C, with the highest privilege that a row of
+// pollux has.
+const realtime = "c-epoll@SCHED=fifo:1"
+
+// busyServers is the list of a busy run that is not told one: what is written in Go, pollux as it is and as its settings for
+// latency make it, and as the floor a loop in C with the same privilege.
 func busyServers() string {
 	var list []string
 	for _, p := range programs {
 		switch {
-		case p.c || p.handover:
+		case p.handover, p.library != "":
+		case p.c:
+			list = append(list, realtime)
 		case p.name == "pollux":
 			for _, backend := range []string{"epoll", "io_uring"} {
 				list = append(list, "pollux@POLLUX_BACKEND="+backend,

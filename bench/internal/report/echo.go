@@ -179,26 +179,36 @@ func (g EchoGroup) Table() Table {
 	return t
 }
 
-// LatencyTable lays the group out for a process that uses all the CPU there is, so that CPU per request says nothing.
-func (g EchoGroup) LatencyTable() Table {
-	t := Table{Header: []string{"server", "req/s", "p50 µs", "p99 µs", "p99.9 µs", "max µs", "p50 ×" + g.Base, "p99 ×" + g.Base, "p99.9 ×" + g.Base, "work beside ×" + g.Base}}
+// LatencyTable lays the group out for a process that uses all the CPU there is, so that CPU per request says nothing. The floor
+// is a second server to compare with, which has the same privilege and no runtime.
+func (g EchoGroup) LatencyTable(floor string) Table {
+	other := g.against(floor)
+	t := Table{Header: []string{"server", "req/s", "p50 µs", "p99 µs", "p99.9 µs", "max µs", "p99 ×" + g.Base,
+		"p50 ×" + floor, "p99 ×" + floor, "p99.9 ×" + floor, "work beside ×" + g.Base}}
 	small := func(x float64) string {
 		if x < 0.1 {
 			return fmt.Sprintf("%.4f", x)
 		}
 		return Ratio(x)
 	}
-	for _, r := range g.Rows {
-		t.Rows = append(t.Rows, []string{r.Server, r.PerSecond.Middle(Count), r.P50.Format(Micros), r.P99.Format(Micros),
-			r.P999.Format(Micros), r.Max.Middle(Micros), r.P50Ratio.Middle(small), r.P99Ratio.Middle(small), r.P999Ratio.Middle(small), r.BesideRatio.Format(Ratio)})
+	for i, r := range g.Rows {
+		o := other.Rows[i]
+		t.Rows = append(t.Rows, []string{r.Server, r.PerSecond.Middle(Count), r.P50.Format(Micros), r.P99.Format(Micros), r.P999.Format(Micros),
+			r.Max.Middle(Micros), r.P99Ratio.Middle(small), o.P50Ratio.Middle(Ratio), o.P99Ratio.Format(Ratio), o.P999Ratio.Format(Ratio), r.BesideRatio.Format(Ratio)})
 	}
 	return t
 }
 
+// against is the same group with another base.
+func (g EchoGroup) against(base string) EchoGroup {
+	other := EchoGroup{Base: base, samples: g.samples}
+	other.sum()
+	return other
+}
+
 // PingpongTable lays the group out where latency is what counts, with a second server to compare it with.
 func (g EchoGroup) PingpongTable(second string) Table {
-	other := EchoGroup{Base: second, samples: g.samples}
-	other.sum()
+	other := g.against(second)
 	t := Table{Header: []string{"server", "p50 µs", "p99 µs", "p99.9 µs", "CPU µs/req", "p50 ×" + g.Base, "p50 ×" + second, "CPU ×" + g.Base}}
 	for i, r := range g.Rows {
 		t.Rows = append(t.Rows, []string{r.Server, r.P50.Format(Micros), r.P99.Format(Micros), r.P999.Format(Micros), r.CPU.Format(Micros),

@@ -21,6 +21,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "../c-beside/beside.h"
+
 enum { EVENTS_MAX = 512, BUFFER_SIZE = 64 << 10 };
 
 // conn is one connection. pending is what its socket has not taken yet; NULL, as
@@ -155,6 +157,7 @@ int main(int argc, char **argv) {
 	struct epoll_event ev = {.events = EPOLLIN, .data.ptr = NULL}, events[EVENTS_MAX];
 	if (epoll_ctl(epfd, EPOLL_CTL_ADD, lfd, &ev) < 0) die("epoll_ctl");
 	static char buf[BUFFER_SIZE];
+	beside(argc, argv);
 	printf("listening on %s\n", addr);
 	fflush(stdout);
 

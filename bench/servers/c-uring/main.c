@@ -36,6 +36,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "../c-beside/beside.h"
+
 // What headers of old may not have.
 #ifndef IORING_SETUP_SINGLE_ISSUER
 #define IORING_SETUP_SINGLE_ISSUER (1U << 12)
@@ -407,6 +409,7 @@ int main(int argc, char **argv) {
 	open_buffers();
 	lfd = listen_on(addr);
 	arm_accept();
+	beside(argc, argv);
 	printf("listening on %s\n", addr);
 	fflush(stdout);
 
