@@ -425,6 +425,13 @@ func TestUringWithout(t *testing.T) {
 			if e.Backend() != "io_uring" || e.BackendReason() == "" {
 				t.Errorf("%s: %s", e.Backend(), e.BackendReason())
 			}
+			bind(t, e, "tcp", echo{}) // It has loops from here on.
+			if _, ok := e.loops[0].backend.(poller.Holder); !ok {
+				t.Error("no wait of it keeps the P")
+			}
+			if e.Stats().Loops[0].Uring == nil {
+				t.Error("nothing is counted")
+			}
 			checkEcho(t, e, 40)
 		})
 	}

@@ -196,17 +196,13 @@ func newUring(c Config) (poller.Backend, error) {
 		}
 	}
 	if u.buffers == nil {
-		return uringReadiness{u}, nil
+		return uringReadiness{u, u}, nil
 	}
 	return u, nil
 }
 
 // busyPoll implements busyPoller. The ring's own epoll set is looked at through the ring.
 func (u *uringBackend) busyPoll(usecs uint32) sys.Errno { return u.ring.BusyPoll(usecs) }
-
-func (u uringReadiness) busyPoll(usecs uint32) sys.Errno {
-	return u.Backend.(busyPoller).busyPoll(usecs)
-}
 
 // reduced says that there was too little memory for what was asked for.
 func (u *uringBackend) reduced() error {
@@ -218,7 +214,17 @@ func (u *uringBackend) reduced() error {
 }
 
 // uringReadiness is the backend without what makes it a [poller.Completer].
-type uringReadiness struct{ poller.Backend }
+type uringReadiness struct {
+	poller.Backend // ring, as far as every backend is like it
+	ring           *uringBackend
+}
+
+func (u uringReadiness) busyPoll(usecs uint32) sys.Errno { return u.ring.busyPoll(usecs) }
+func (u uringReadiness) uringStats() *UringStats         { return u.ring.uringStats() }
+
+// Hold and Spin implement [poller.Holder].
+func (u uringReadiness) Hold(h *sys.Hold)     { u.ring.Hold(h) }
+func (u uringReadiness) Spin(d time.Duration) { u.ring.Spin(d) }
 
 func openUring(o uring.Options, buffers, size int) (_ *uringBackend, err error) {
 	u := &uringBackend{without: o.Without, entries: int(o.Entries), wanted: buffers, closing: map[poller.Token]*uringClosing{}}
