@@ -10,6 +10,7 @@ import "C"
 
 import (
 	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
 	"unsafe"
@@ -31,8 +32,17 @@ const Attends = true
 // And a loop that has to give up its P, because the collector stops the world for instance, has it back from other threads, which have it after
 // each other, and each of which waits for the CPU until the kernel's tick takes it from somebody: up to 4 ms each time. So from when the loop
 // was asked for its P until its next wait, the attendant wakes up every 100 us, which does nothing but have the kernel choose anew who is next.
+//
+// While the loop sleeps then, it calls the usher too, a goroutine. A worker of the collector that has scanned the loop's stack makes the loop ready to
+// run next at its own P (resumeG in runtime/preempt.go), and goes on marking, with nothing in between; and a P that has nothing else to do
+// marks, too. That one looks at the queue that all share and at the network poller meanwhile, but not at the queues of others (pollWork in
+// runtime/proc.go), so that the loop would stay there for 10 ms and more. The usher waits in the network poller. The P that runs it has
+// nothing to run after it, and looks everywhere.
 type Attendant struct {
 	thread int
+	bell   *os.File      // an eventfd: calls the usher
+	gone   chan struct{} // the usher has ended
+	came   atomic.Uint64 // AttendantCounts.Ushered
 
 	mu    sync.Mutex // protects the fields below
 	c     *C.struct_pollux_attendant
@@ -43,6 +53,8 @@ type Attendant struct {
 type AttendantCounts struct {
 	Ticks     uint64 // wake-ups that had the kernel choose anew
 	Demotions uint64 // times that it took the priority from its thread
+	Calls     uint64 // of the usher
+	Ushered   uint64 // times that it came: once for calls that came together
 }
 
 // Attend starts an attendant of the thread tid, which is to be scheduled as s says, which is SCHED_FIFO, on a CPU that it is pinned to; -1: on
@@ -54,17 +66,44 @@ func Attend(tid, cpu int, s Sched, name string) (*Attendant, error) {
 	if errno := sys.Injected(sys.OpSchedSetattr, 0); errno != 0 {
 		return nil, fail(errno)
 	}
+	bell, errno := sys.Eventfd()
+	if errno != 0 {
+		return nil, fail(errno)
+	}
+	a := &Attendant{bell: os.NewFile(uintptr(bell), "usher"), gone: make(chan struct{})}
+	go a.usher()
 	// The thread keeps the pointer, so the memory is C's.
 	c := (*C.struct_pollux_attendant)(C.calloc(1, C.sizeof_struct_pollux_attendant))
 	c.loop, c.cpu, c.priority = C.int32_t(tid), C.int32_t(cpu), C.int32_t(s.Priority)
+	c.usher = C.int32_t(bell)
+	a.c = c
 	for i := range min(len(name), len(c.name)-1) {
 		c.name[i] = C.char(name[i])
 	}
 	if errno := C.pollux_attend(c); errno != 0 {
+		a.dismissUsher()
 		C.free(unsafe.Pointer(c))
 		return nil, fail(sys.Errno(errno))
 	}
-	return &Attendant{c: c, thread: int(c.thread)}, nil
+	a.thread = int(c.thread)
+	return a, nil
+}
+
+// dismissUsher ends the usher. Nobody calls it any more.
+func (a *Attendant) dismissUsher() {
+	_ = a.bell.Close()
+	<-a.gone
+}
+
+// usher comes out of the network poller when it is called, and goes back.
+func (a *Attendant) usher() {
+	defer close(a.gone)
+	for calls := make([]byte, 8); ; {
+		if _, err := a.bell.Read(calls); err != nil {
+			return
+		}
+		a.came.Add(1)
+	}
 }
 
 // Thread returns the attendant's own thread id.
@@ -92,6 +131,8 @@ func (a *Attendant) counts() AttendantCounts {
 	return AttendantCounts{
 		Ticks:     atomic.LoadUint64((*uint64)(unsafe.Pointer(&a.c.ticks))),
 		Demotions: atomic.LoadUint64((*uint64)(unsafe.Pointer(&a.c.demotions))),
+		Calls:     atomic.LoadUint64((*uint64)(unsafe.Pointer(&a.c.calls))),
+		Ushered:   a.came.Load(),
 	}
 }
 
@@ -101,6 +142,7 @@ func (a *Attendant) Close() {
 	defer a.mu.Unlock()
 	C.pollux_attend_end(a.c)
 	a.final = a.counts()
+	a.dismissUsher() // After the thread, which called it.
 	C.free(unsafe.Pointer(a.c))
 	a.c = nil
 }

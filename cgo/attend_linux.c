@@ -17,6 +17,7 @@ enum {
 	us = 1000,
 	ms = 1000 * us,
 	tick = 100 * us,         // between two wake-ups while the loop has to wait for its P
+	tick_idle = tick / 2,    // less CPU time than that in a tick: the loop sleeps
 	look = 4 * ms,           // between two looks at a loop that has not
 	look_demoted = 1 * ms,   // at one without its priority
 	patience = 5 * ms,       // how much CPU time may pass without a pulse
@@ -58,10 +59,18 @@ static int set_up(struct pollux_attendant *a) {
 	return schedule(0, SCHED_FIFO, a->priority + 1);
 }
 
+static void call_usher(struct pollux_attendant *a) {
+	const uint64_t one = 1;
+	// It is not full: the usher empties it. If it were, the usher would be on its way.
+	if (a->usher >= 0 && write(a->usher, &one, sizeof one) == sizeof one)
+		__atomic_add_fetch(&a->calls, 1, __ATOMIC_RELAXED);
+}
+
 static void attend(struct pollux_attendant *a) {
 	const clockid_t clock = cpu_clock(a->loop);
 	uint64_t pulse = 0;  // as it was last seen
 	int64_t since = 0;   // the loop's CPU time then
+	int64_t before = 0;  // and at the last look
 	uint32_t asked = 0;  // as it was last seen
 	int left = 0;        // of the ticks
 	bool demoted = false;
@@ -88,7 +97,10 @@ static void attend(struct pollux_attendant *a) {
 			left = ticks_most;
 		} else if (moved && pulse_now & 1) {
 			left = 0; // It waits again.
+		} else if (left > 0 && used - before < tick_idle) {
+			call_usher(a);
 		}
+		before = used;
 		if (moved) {
 			pulse = pulse_now;
 			since = used;

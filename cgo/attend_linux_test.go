@@ -112,6 +112,55 @@ func TestAttendantTicks(t *testing.T) {
 	})
 }
 
+// TestAttendantCallsTheUsher asks for the P, and sleeps, or computes: only who sleeps is looked for.
+func TestAttendantCallsTheUsher(t *testing.T) {
+	attended(t, func(a *Attendant) {
+		pulse, asked := a.Pulse()
+		calls := func() uint64 { return a.Counts().Calls }
+		if time.Sleep(20 * time.Millisecond); calls() != 0 {
+			t.Errorf("%d calls for a thread that was not asked", calls())
+		}
+		for i := range 3 {
+			before := a.Counts()
+			ask(asked)
+			eventually(t, "a call", func() bool { return calls() > before.Calls })
+			eventually(t, "the usher", func() bool { return a.Counts().Ushered > before.Ushered })
+			pulse.Add(1)
+			eventually(t, "no more calls", func() bool {
+				before := calls()
+				time.Sleep(10 * time.Millisecond)
+				return calls() == before
+			})
+			pulse.Add(1)
+			if t.Failed() {
+				t.Fatal("round ", i)
+			}
+		}
+		// Computing, it keeps its CPU until it is demoted.
+		rounds, vain := uint64(20), uint64(0)
+		for range rounds {
+			counts := a.Counts()
+			ask(asked)
+			now := counts
+			for now.Ticks < counts.Ticks+5 && now.Demotions == counts.Demotions {
+				now = a.Counts()
+			}
+			if now.Demotions == counts.Demotions {
+				vain += now.Calls - counts.Calls
+			}
+			eventually(t, "its priority, and no more ticks", func() bool {
+				pulse.Add(2) // This takes CPU time, too.
+				before := a.Counts().Ticks
+				time.Sleep(time.Millisecond)
+				return realtime() && a.Counts().Ticks == before
+			})
+		}
+		if vain > rounds { // Without the look at its CPU time it is five times as many. Something else may have had the CPU.
+			t.Errorf("%d calls for a thread that computed %d times", vain, rounds)
+		}
+	})
+}
+
 // ask does what a Hold does when a signal ends the wait.
 func ask(asked *uint32) {
 	atomic.AddUint32(asked, 1)

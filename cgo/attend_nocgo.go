@@ -14,7 +14,7 @@ const Attends = false
 type Attendant struct{}
 
 // AttendantCounts is what an attendant has done.
-type AttendantCounts struct{ Ticks, Demotions uint64 }
+type AttendantCounts struct{ Ticks, Demotions, Calls, Ushered uint64 }
 
 // Attend fails.
 func Attend(tid, cpu int, s Sched, name string) (*Attendant, error) {
