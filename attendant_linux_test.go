@@ -115,6 +115,44 @@ func TestAttendantHearsOfStops(t *testing.T) {
 	})
 }
 
+// TestRealtimeRefusedAfterItsAttendant has an attendant start and the loop stay an ordinary thread: the attendant goes, and on epoll the loop
+// can be relieved as every ordinary one.
+func TestRealtimeRefusedAfterItsAttendant(t *testing.T) {
+	if !cgo.Attends {
+		t.Skip("there are no attendants without cgo")
+	}
+	eachBackend(t, func(t *testing.T, config Config) {
+		testutil.CheckLeaks(t)
+		log := new(lines)
+		config.Loops, config.Sched, config.Dispatch, config.Logger = 1, "fifo:2", DispatchSteal, log.logger()
+		e := newEngine(t, config)
+		var asked atomic.Int32
+		defer sys.Inject(func(op sys.Op, _ int) sys.Fault {
+			if op == sys.OpSchedSetattr && asked.Add(1) > 1 {
+				return sys.Fault{Errno: sys.EPERM}
+			}
+			return sys.Fault{}
+		})()
+		s, _ := bind(t, e, "tcp", echo{})
+		ping(t, dial(t, s.Addrs()[0]))
+		all := strings.Join(log.all(), "\n")
+		if !strings.Contains(all, "schedule the thread as fifo:2: operation not permitted") {
+			if strings.Contains(all, "start its attendant") {
+				t.Skip("the process may not have one") // Which comes first.
+			}
+			t.Errorf("the log is %q", all)
+		}
+		if n := attendants(t); n != 0 {
+			t.Errorf("%d attendants", n)
+		}
+		l := e.loops[0]
+		<-l.begun
+		if l.relievable() != l.movable {
+			t.Error("it cannot be relieved")
+		}
+	})
+}
+
 // attendants counts the threads of that name.
 func attendants(t *testing.T) (n int) {
 	t.Helper()

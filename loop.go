@@ -144,7 +144,8 @@ func (l *loop) settle() {
 	for _, err := range errs {
 		l.engine.refused(err)
 	}
-	if len(errs) != 0 && !isRealtime() {
+	if len(errs) != 0 && l.pin.Sched.FIFO && !isRealtime() {
+		l.pin.Sched = cgo.Sched{}
 		l.dismiss()
 	}
 	l.cpu.Store(int32(l.pin.CPU))
