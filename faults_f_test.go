@@ -349,9 +349,9 @@ func TestStats(t *testing.T) {
 		if waits := l.HotWaits + l.ColdWaits; turns > waits || turns+2 < waits {
 			t.Errorf("%d turns in the classes of %d waits", turns, waits)
 		}
-		if u := l.Uring; (u != nil) != (config.Backend == KindUring && completing(config)) {
+		if u := l.Uring; (u != nil) != (config.Backend == KindUring) {
 			t.Errorf("io_uring: %+v", u)
-		} else if u != nil && u.Enters < pings {
+		} else if u != nil && (u.Enters == 0 || u.Enters < pings && completing(config)) { // What is ready may be found without one.
 			t.Errorf("%d enters", u.Enters)
 		}
 	})
