@@ -134,12 +134,11 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 		return Result{}, err
 	}
 	defer Reserve()()
-	// Where it may, its thread comes before others. As a realtime one it must sleep between its requests, or the kernel would stop it.
-	realtime := cfg.Rate > 0 && unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}, 0) == nil
-	if realtime {
-		defer func() {
-			_ = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL}, 0)
-		}()
+	realtime := false
+	if cfg.Rate > 0 {
+		var release func()
+		realtime, release = prefer(cfg.Rate)
+		defer release()
 	}
 	g, err := newGenerator(ctx, cfg)
 	if err != nil {
@@ -153,6 +152,27 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 		err = g.turn(cfg.Warmup, cfg.Duration)
 	}
 	return g.result, err
+}
+
+// realtimeMost is the rate up to which a generator finds the time to sleep between its requests.
+const realtimeMost = float64(time.Second / (3 * wakeAhead))
+
+// prefer has the calling thread come before others, where the process may, until release is called. A realtime thread that does not
+// sleep is stopped by the kernel for 50 ms of each second (sched_rt_runtime_us), which would be the p99 of every server; so it is
+// realtime up to a rate at which it sleeps, and of the highest weight above.
+func prefer(rate float64) (realtime bool, release func()) {
+	before, err := unix.SchedGetAttr(0, 0)
+	if err != nil {
+		return false, func() {}
+	}
+	attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL, Nice: -20}
+	if realtime = rate <= realtimeMost; realtime {
+		attr = unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}
+	}
+	if unix.SchedSetAttr(0, &attr, 0) != nil {
+		return false, func() {}
+	}
+	return realtime, func() { _ = unix.SchedSetAttr(0, before, 0) }
 }
 
 // Reserve locks the calling goroutine to its thread and, since a generator that is late makes the server look late, gives it Ps to

@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"net"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // serve runs handle for each connection to a loopback listener until the test ends.
@@ -127,6 +130,36 @@ func TestOpenLoop(t *testing.T) {
 		}
 		if r.Unfinished != 0 {
 			t.Errorf("spin=%v: %d requests without an answer", spin, r.Unfinished)
+		}
+	}
+}
+
+// A generator that has no time to sleep is not realtime: the kernel would stop it. Its thread is what it was, afterwards.
+func TestPrefer(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	attr := func() unix.SchedAttr {
+		a, err := unix.SchedGetAttr(0, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return *a
+	}
+	before := attr()
+	for _, test := range []struct {
+		rate     float64
+		realtime bool
+	}{{1, true}, {5000, true}, {20_000, false}, {1e6, false}} {
+		realtime, release := prefer(test.rate)
+		a := attr()
+		if a == before {
+			t.Skip("the process may not come before others")
+		}
+		if realtime != test.realtime || (a.Policy == unix.SCHED_FIFO) != test.realtime || !realtime && a.Nice != -20 {
+			t.Errorf("at %v/s it is realtime: %v, with %+v", test.rate, realtime, a)
+		}
+		if release(); attr() != before {
+			t.Errorf("it stays %+v", attr())
 		}
 	}
 }
