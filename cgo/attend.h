@@ -13,12 +13,12 @@ struct pollux_attendant {
 	uint32_t stop;      // the attendant is to end
 	uint64_t ticks;     // the attendant's: wake-ups that had the kernel choose anew
 	uint64_t demotions; // and times that it took the priority from the loop
-	uint64_t calls;     // and of the usher
+	uint64_t calls;     // and times that it called the usher
 
 	int32_t loop;     // its thread's id
 	int32_t cpu;      // that both are pinned to; -1: none
 	int32_t priority; // the loop's; the attendant's is one above
-	int32_t usher;    // an eventfd that calls the usher; -1: there is none
+	int32_t usher;    // an eventfd that does not block: calls the usher
 	char name[16];    // the attendant's
 
 	int32_t thread; // its id, once it runs

@@ -53,7 +53,7 @@ type Attendant struct {
 type AttendantCounts struct {
 	Ticks     uint64 // wake-ups that had the kernel choose anew
 	Demotions uint64 // times that it took the priority from its thread
-	Calls     uint64 // of the usher
+	Calls     uint64 // of the usher, see [Attendant]
 	Ushered   uint64 // times that it came: once for calls that came together
 }
 
