@@ -60,8 +60,8 @@ type Config struct {
 	// where it is more than net.core.busy_read. It does nothing on loopback and on unix sockets. 0: not at all.
 	BusyPoll time.Duration
 
-	// Dispatch says where handlers run. "inline": on the event loops, so they must not block. "steal": there too; on epoll another
-	// thread becomes the loop when a callback, OnClose excepted, does not return within 100 us, once others were slow; and the
+	// Dispatch says where handlers run. "inline": on the event loops, so they must not block. "steal": there too; on epoll, once
+	// some were slow, another thread becomes the loop when a callback does not return within 100 us, and OnClose runs on a worker; and the
 	// callbacks of a service of which more than one in 16 takes longer than 200 us, or one in 256 on io_uring, run on workers,
 	// goroutines that may block, until it is fast again. "workers": always on workers. In every way one callback of a connection runs at a time, in
 	// order. Empty: steal, and inline on one CPU.

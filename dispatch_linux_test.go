@@ -132,6 +132,126 @@ func TestStuckHandlerHoldsUpNobody(t *testing.T) {
 	})
 }
 
+// TestSlowOnCloseHoldsUpNobody has OnClose block, once a few were slow: the other connections are answered meanwhile.
+func TestSlowOnCloseHoldsUpNobody(t *testing.T) {
+	eachBackend(t, func(t *testing.T, config Config) {
+		testutil.CheckLeaks(t)
+		config.Dispatch, config.Loops = DispatchSteal, 1
+		e := newEngine(t, config)
+		var block atomic.Bool
+		blocked, goOn := make(chan struct{}, 1), make(chan struct{})
+		s, a := bind(t, e, "tcp", funcs{
+			data: echo{}.OnData,
+			close: func(*Conn, error) {
+				if block.Load() {
+					blocked <- struct{}{}
+					<-goOn
+					return
+				}
+				time.Sleep(2 * time.Millisecond)
+			},
+		})
+		other := dial(t, s.Addrs()[0])
+		closed := 0
+		closeOne := func() {
+			c := dial(t, s.Addrs()[0])
+			roundTrip(t, c, "hello")
+			c.Close()
+			closed++
+		}
+		eventually(t, "a slow OnClose to go to a worker", func() bool {
+			closeOne()
+			for range 2 * reliefWeight { // So that it is a handler which is fast, mostly.
+				roundTrip(t, other, "hello")
+			}
+			return e.Stats().Workers.Run > 0
+		})
+		block.Store(true)
+		closeOne()
+		receive(t, "OnClose", blocked)
+		for range 20 {
+			roundTrip(t, other, "meanwhile")
+		}
+		block.Store(false)
+		close(goOn)
+		other.Close()
+		a.wait(t, closed+1)
+		if n := e.Stats().Rescues; n != 0 {
+			t.Errorf("%d lost wake-ups", n)
+		}
+	})
+}
+
+// TestReliefOfTheStarved relieves a callback that a loop runs while it goes through the connections that the kernel had no memory for: the
+// others have their try all the same.
+func TestReliefOfTheStarved(t *testing.T) {
+	testutil.CheckLeaks(t)
+	e := newEngine(t, Config{Backend: KindEpoll, Loops: 1, Dispatch: DispatchSteal, WriteLimit: 32 << 10})
+	var poor, blocks atomic.Bool
+	testutil.InjectFaults(t, func(op sys.Op, _ int) sys.Fault {
+		if op == sys.OpSend && poor.Load() {
+			return sys.Fault{Errno: sys.ENOBUFS}
+		}
+		return sys.Fault{}
+	})
+	h := newStuckHandler()
+	writable := make(chan struct{})
+	s, a := bind(t, e, "tcp", funcs{
+		data: func(c *Conn) error {
+			b, _ := c.Peek(-1)
+			if b[0] != 's' {
+				return h.OnData(c)
+			}
+			_, _ = c.Next(-1)
+			_, _ = c.Write(make([]byte, 40<<10)) // More than the limit, so that OnWritable is called.
+			return nil
+		},
+		writable: func(*Conn) error {
+			if blocks.CompareAndSwap(true, false) {
+				h.blocked <- struct{}{}
+				<-writable
+			}
+			return nil
+		},
+	})
+	other := dial(t, s.Addrs()[0])
+	beSlow(t, h, other)
+	const n = 4
+	var conns [n]net.Conn
+	for i := range conns {
+		conns[i] = dial(t, s.Addrs()[0])
+	}
+	roundTrip(t, conns[n-1], "all are there")
+	poor.Store(true)
+	for _, c := range conns {
+		io.WriteString(c, "s")
+	}
+	eventually(t, "the sends to be refused", func() bool {
+		starved := make(chan int)
+		if err := e.loops[0].inner.Post(func() { starved <- len(e.loops[0].starved) }); err != nil {
+			t.Fatal(err)
+		}
+		return receive(t, "the loop", starved) == n
+	})
+	blocks.Store(true)
+	poor.Store(false)
+	receive(t, "OnWritable", h.blocked)
+	roundTrip(t, other, "meanwhile")
+	for _, c := range conns {
+		if _, err := io.ReadFull(c, make([]byte, 32<<10)); err != nil {
+			t.Error(err)
+		}
+	}
+	close(writable)
+	for _, c := range append(conns[:], other) {
+		c.Close()
+	}
+	a.wait(t, n+1)
+	if e.Stats().Reliefs == 0 {
+		t.Error("nobody was relieved")
+	}
+}
+
 // TestReliefEnds has callbacks whose loop was taken over end in every way.
 func TestReliefEnds(t *testing.T) {
 	boom := errors.New("boom")
@@ -232,9 +352,11 @@ func TestReliefKeepsThreads(t *testing.T) {
 	stuck.Close()
 	other.Close()
 	a.wait(t, 2)
-	t.Logf("%d reliefs, callbacks of each thread: %v", e.Stats().Reliefs, threads)
-	if reliefs := e.Stats().Reliefs; reliefs < n/2 || len(threads) > n/4 {
-		t.Errorf("%d reliefs for %d callbacks that block, which %d threads have run", reliefs, n, len(threads))
+	stats := e.Stats()
+	t.Logf("%d reliefs, %d callbacks on workers; those that block, of each thread: %v", stats.Reliefs, stats.Workers.Run, threads)
+	// On a machine that stands still, so many calls may be slow that workers have the rest.
+	if stats.Reliefs < n/2 && stats.Workers.Run < n/2 || len(threads) > n/4 {
+		t.Errorf("%d reliefs and %d callbacks on workers, for %d that block, which %d threads have run", stats.Reliefs, stats.Workers.Run, n, len(threads))
 	}
 }
 
@@ -446,12 +568,24 @@ func slowHandlerMoves(t *testing.T, config Config) {
 	c := dial(t, s.Addrs()[0])
 	where := func(want bool) {
 		t.Helper()
-		eventually(t, "the handler to move", func() bool {
+		disturbed := false
+		for end := time.Now().Add(patience); ; {
+			_ = c.SetDeadline(time.Now().Add(patience))
+			before := s.pace.bucket.Load()
 			for range 100 {
 				roundTrip(t, c, "x")
 			}
-			return elsewhere.Load() == want && s.pace.slow() == want
-		})
+			disturbed = disturbed || s.pace.bucket.Load() > before
+			switch {
+			case elsewhere.Load() == want && s.pace.slow() == want:
+				return
+			case time.Now().Before(end):
+			case disturbed && !slow.Load():
+				t.Skip("the handler is fast, but the machine stands still for too many of its calls")
+			default:
+				t.Fatalf("after %v: slow %v, on a worker %v; want %v", patience, s.pace.slow(), elsewhere.Load(), want)
+			}
+		}
 	}
 	where(false)
 	slow.Store(true)

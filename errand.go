@@ -176,6 +176,11 @@ func (l *loop) offloads(c *Conn) bool {
 	return l.errands != nil && !l.ending && (l.engine.config.Dispatch == DispatchWorkers || c.service.pace.slow())
 }
 
+// offloadsClose tells whether the OnClose of c goes to a worker.
+func (l *loop) offloadsClose(c *Conn) bool {
+	return l.offloads(c) || l.lookout.turns > 0 && !l.ending
+}
+
 // sendAway has a worker run a callback of c. It is false when none can: there are too many of them already.
 func (l *loop) sendAway(c *Conn, what callback, reason error, fns ...func(*Conn)) bool {
 	r := l.errands.take(l)
@@ -241,7 +246,11 @@ func (r *errand) run() {
 		r.err = c.handle(r.what)
 	}
 	ended = true
-	c.service.pace.note(poller.Nanotime()-began, r.loop.slowWeight())
+	took := poller.Nanotime() - began
+	c.service.pace.note(took, r.loop.slowWeight())
+	if r.what == onClose && took > int64(slowCall) {
+		r.loop.lookout.slowEnd.Store(true)
+	}
 }
 
 // end brings the connection home.

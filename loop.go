@@ -222,6 +222,7 @@ func (l *loop) takeOver() {
 				l.destroy(c, ErrGoexit)
 			}
 		}
+		l.resumeStarved()
 		for l.next < len(l.batch) {
 			l.dispatch()
 		}
@@ -795,6 +796,13 @@ func (l *loop) starve(c *Conn) {
 	l.starved = append(l.starved, c)
 }
 
+// resumeStarved sees to it that all of the starved have their try, where a callback of one of them has not returned.
+func (l *loop) resumeStarved() {
+	if len(l.starved) > 0 {
+		l.inner.Schedule(l.inner.Now()+int64(retryDelay), retryToken)
+	}
+}
+
 // schedule puts the connection's next deadline into the loop's heap. Each connection has one timer there, which is moved
 // only when it fires; a deadline that has come nearer gets a second one, and the first finds nothing to do.
 func (l *loop) schedule(c *Conn) {
@@ -1035,13 +1043,16 @@ func (l *loop) destroy(c *Conn, reason error) {
 
 // closed tells the handler of the end of a connection, and counts it.
 func (l *loop) closed(c *Conn, reason error) {
-	if l.offloads(c) && l.sendAway(c, onClose, reason) {
+	if l.offloadsClose(c) && l.sendAway(c, onClose, reason) {
 		return
 	}
 	defer c.service.leave(l)
 	defer func() {
 		v := recover()
 		l.current.Store(nil) // Here, so that it is so also after runtime.Goexit.
+		if l.callAt.Load() != 0 {
+			l.measured(c)
+		}
 		if v != nil {
 			l.engine.log.Error("pollux: OnClose panicked", "panic", v, "stack", string(debug.Stack()))
 		}

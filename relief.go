@@ -30,6 +30,9 @@ import (
 // Threads. The one that was relieved is not ended, but waits as a spare one until the next follower is needed: a service that is
 // relieved fifty times a second makes no threads, but for callbacks that are stuck at the same time.
 //
+// OnClose is called from anywhere in the loop, which could not be gone on with there by another thread. So while a loop is looked after,
+// each OnClose goes to a worker.
+//
 // A ring belongs to its thread: on io_uring, handlers that are slow go to workers.
 
 // reliefs is what an engine knows of those.
@@ -45,7 +48,8 @@ type reliefs struct {
 type lookout struct {
 	turns   int          // that are still to be looked after
 	bucket  int          // of slow calls: see note
-	useful  bool         // there was a relief since the loop is looked after
+	useful  bool         // there was a relief since the loop is looked after, or an OnClose that would have needed one
+	slowEnd atomic.Bool  // such an OnClose has ended, on a worker
 	pause   int64        // for how long it was not, after the last time that was of no use
 	after   int64        // the instant until which it is not
 	futile  atomic.Int32 // long turns in a row in which nothing was stuck
@@ -140,6 +144,11 @@ func (l *loop) callFollower() {
 func (l *loop) beginWatched() {
 	w := &l.lookout
 	l.thread.Store(int64(sys.Gettid()))
+	if w.slowEnd.Load() {
+		w.slowEnd.Store(false)
+		w.useful, w.turns = true, watchTurns
+		w.futile.Store(0)
+	}
 	if w.turns--; w.turns == 0 || w.futile.Load() >= futileMost || w.failed.Load() {
 		l.notWatched()
 	}
@@ -321,6 +330,7 @@ func (l *loop) Relieved(events []poller.Event) {
 	if l.catching.conn != nil {
 		l.guard(l.catchUp)
 	}
+	l.resumeStarved()
 	for l.next < len(l.batch) {
 		l.dispatch()
 	}
