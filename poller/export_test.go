@@ -1,5 +1,7 @@
 package poller
 
+import "time"
+
 // The tests of Desc, Poller and Loop are in package poller_test, because the fake backend imports this package.
 
 // WaiterParked tells whether a goroutine sleeps, or is about to, until the direction changes.
@@ -43,3 +45,21 @@ const (
 	MailboxMost = mailboxMost
 	BatchMost   = batchMost
 )
+
+// SetBlind has loops believe that the runtime does, or does not, tell who waits for their P. It returns what undoes it.
+func SetBlind(b bool) (undo func()) {
+	before := blind
+	blind = b
+	return func() { blind = before }
+}
+
+// A Scout finds out who waits for a P.
+type Scout struct{ s scout }
+
+// Eager, Pause and Note are the scout's own.
+func (s *Scout) Eager() bool          { return s.s.eager() }
+func (s *Scout) Pause() time.Duration { return time.Duration(s.s.pause) }
+func (s *Scout) Note(used bool)       { s.s.note(used) }
+
+// ScoutMisses is after how many tries in vain a scout is not eager any more.
+const ScoutMisses = scoutMisses

@@ -38,6 +38,7 @@ type Loop struct {
 	now     int64 // the instant of this turn; 0: not asked for yet
 	renewed int64 // the instant at which its time slice last began
 	slice   slice
+	scout   scout
 	empty   bool // nobody waited for the P when the turn began
 
 	share    share
@@ -179,11 +180,27 @@ func (l *Loop) run(follow bool) error {
 // empty before the turn, the other Ps are idle, most likely, and take them; or goroutines that compute wait here too, which
 // the loop must not wait for.
 func (l *Loop) handOver() {
+	if blind {
+		if l.scout.eager() {
+			l.giveWay()
+		}
+		return
+	}
 	if l.empty && !sys.QueueEmpty() {
 		l.renewed = Nanotime()
 		l.counters.handOvers.add(1)
 		l.slice.yield()
 	}
+}
+
+// giveWay lets those run that wait for this P, if there are any.
+func (l *Loop) giveWay() {
+	l.renewed = Nanotime()
+	used := l.slice.yield()
+	if used {
+		l.counters.handOvers.add(1)
+	}
+	l.scout.note(used)
 }
 
 // holdMost is how long one hot wait is at most: stopping the world may have to wait for it where signals do not preempt
@@ -222,15 +239,21 @@ func (l *Loop) temper(timeout time.Duration, busy bool) time.Duration {
 		if now-l.renewed >= renewPeriod {
 			l.renewed = now
 			l.counters.renewals.add(1)
-			if sys.QueueEmpty() {
+			switch {
+			case blind:
+				l.giveWay()
+			case sys.QueueEmpty():
 				l.slice.renew()
-			} else {
+			default:
 				l.slice.yield() // The monitor would have let them run, had it not been kept off.
 			}
 		}
 		return timeout
 	}
 	l.counters.hot.add(1)
+	if blind && busy && now-l.renewed >= l.scout.pause {
+		l.giveWay()
+	}
 	most := min(holdMost, l.hot)
 	if timeout < 0 || timeout > most {
 		return most

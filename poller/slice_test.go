@@ -37,9 +37,19 @@ func (*turns) Name() string                { return "turns" }
 // TestHandOver has each turn make a goroutine ready while others keep every other P busy. It runs before the loop waits
 // again, on the loop's own P: nobody else has time for it but by chance.
 func TestHandOver(t *testing.T) {
-	if runtime.NumCPU() == 1 {
-		t.Skip("on one CPU nobody knows whether a goroutine waits")
-	}
+	t.Run("told", func(t *testing.T) {
+		if runtime.NumCPU() == 1 {
+			t.Skip("on one CPU the runtime does not tell whether a goroutine waits")
+		}
+		handOver(t)
+	})
+	t.Run("blind", func(t *testing.T) {
+		defer poller.SetBlind(true)()
+		handOver(t)
+	})
+}
+
+func handOver(t *testing.T) {
 	testutil.CheckLeaks(t)
 	const procs, rounds = 3, 200
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(procs))
@@ -48,6 +58,8 @@ func TestHandOver(t *testing.T) {
 	go func() {
 		for range wake {
 			ran.Add(1)
+			for end := time.Now().Add(5 * time.Microsecond); time.Now().Before(end); { // It would go unnoticed.
+			}
 		}
 	}()
 	defer close(wake)
@@ -91,5 +103,30 @@ func TestHandOver(t *testing.T) {
 	// Now and then one of the others is between two goroutines when the loop looks, and has time.
 	if !raceEnabled && (late > rounds/4 || woken < rounds/2) {
 		t.Errorf("of %d goroutines that were made ready, %d had not run when the loop waited again", woken, late)
+	}
+}
+
+// TestScout has a loop that nobody tells who waits give its P away eagerly for as long as somebody uses it, then less and less often.
+func TestScout(t *testing.T) {
+	var s poller.Scout
+	for range 3 {
+		for range poller.ScoutMisses {
+			if !s.Eager() || s.Pause() != 0 {
+				t.Fatalf("%+v: want it to look after each turn", s)
+			}
+			s.Note(false)
+		}
+		last := time.Duration(0)
+		for range 30 {
+			if s.Eager() || s.Pause() < last || s.Pause() > 10*time.Second {
+				t.Fatalf("%+v: want longer and longer pauses, of 10 s at most", s)
+			}
+			last = s.Pause()
+			s.Note(false)
+		}
+		if last != 10*time.Second {
+			t.Errorf("the longest pause is %v", last)
+		}
+		s.Note(true)
 	}
 }

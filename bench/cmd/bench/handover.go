@@ -21,7 +21,7 @@ type handoverCase struct {
 // handoverCases: the loop idle and busy, and goroutines that compute, or not.
 var handoverCases = []handoverCase{{1, 1000, 0}, {16, 20_000, 0}, {1, 1000, 2}, {16, 20_000, 2}}
 
-const handoverNotShown = "the way from the client to the handler and back: bench echo and busy show that."
+const handoverNotShown = "a service whose handlers answer by themselves: bench echo and busy show that."
 
 // handover runs the handover scenario.
 func (b *bench) handover(ctx context.Context) error {
@@ -44,7 +44,7 @@ func (b *bench) handover(ctx context.Context) error {
 		hc := handoverCases[i]
 		b.heading(fmt.Sprintf("from a handler's send on a channel to the goroutine that waits: %d %s, open loop at %s requests/s, %d goroutines compute",
 			hc.conns, plural(hc.conns, "connection", "connections"), report.Count(hc.rate), hc.burn))
-		if err := b.table(report.HandoverTable(samples, o.base)); err != nil {
+		if err := b.table(report.HandoverTable(samples, o.base, handing)); err != nil {
 			return err
 		}
 	}
@@ -87,13 +87,14 @@ func (b *bench) measureHandover(ctx context.Context, c contender, hc handoverCas
 	if err != nil {
 		return sample, startError{err}
 	}
-	_, err = load.Run(ctx, load.Config{
+	r, err := load.Run(ctx, load.Config{
 		Addr: s.addr, Conns: hc.conns, Rate: hc.rate, Size: o.size, Pipeline: 1, Warmup: o.warmup, Duration: o.duration, Spin: b.spin,
 	})
 	s.stop()
 	if err != nil {
 		return sample, fmt.Errorf("%w: %s", err, s.said())
 	}
+	sample.Answer50, sample.Answer99 = float64(r.Latency.ValueAtQuantile(50))/1e3, float64(r.Latency.ValueAtQuantile(99))/1e3
 	var nanos [4]float64
 	for line := range strings.Lines(s.stdout.String()) {
 		if _, err := fmt.Sscanf(line, "handover %d %g %g %g %g", &sample.Count, &nanos[0], &nanos[1], &nanos[2], &nanos[3]); err == nil {

@@ -142,7 +142,8 @@ func TestScenarios(t *testing.T) {
 		{[]string{"busy", "-servers", "std,pollux@POLLUX_PROFILE=latency", "-churn", "1"},
 			[]string{"2 goroutines compute and 1 allocate", "p99 ×std", "p99.9 ×c-epoll@SCHED=fifo:1", "std ", "pollux@POLLUX_PROFILE=latency"}},
 		{[]string{"pingpong", "-servers", "std,pollux@POLLUX_SPIN=1ms"}, []string{"1 connection, 64 bytes", "p50 ×c-epoll@SPIN=1", "pollux@POLLUX_SPIN=1ms"}},
-		{[]string{"handover", "-servers", "handover-std,handover-pollux"}, []string{"16 connections, open loop at 20,000", "2 goroutines compute", "handover-pollux", "p99 ×handover-std"}},
+		{[]string{"handover", "-servers", "handover-std,handover-pollux,c-epoll@HAND=1"},
+			[]string{"16 connections, open loop at 20,000", "2 goroutines compute", "handover-pollux", "p99 ×handover-std", "p99 ×c-epoll@HAND=1", "answer p99"}},
 	} {
 		out, progress, err := runArgs(t, append(append(test.args, "-rounds", "1", "-duration", "50ms", "-warmup", "10ms"), unpinned...)...)
 		if err != nil {

@@ -109,7 +109,10 @@ flags:
 
 const handoverUsage = `bench handover measures how long an ordinary goroutine takes to run when a handler
 sends to a channel that it waits on: with the server's loop idle and busy, and
-without and with goroutines that compute. The servers measure it themselves.
+without and with goroutines that compute. The servers measure it themselves. The table has
+beside it what the clients wait for, which is where a request waits that has not
+reached the handler yet. c-epoll@HAND=1 is a loop in C that gives its work to another
+thread: what a loop that stays on a thread of its own can have at best.
 
 flags:
 `

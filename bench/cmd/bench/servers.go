@@ -170,7 +170,7 @@ func pingpongServers() string {
 
 // handoverServers is the list of a run of handover that is not told one.
 func handoverServers() string {
-	list := []string{handoverBase}
+	list := []string{handoverBase, handing}
 	for _, backend := range []string{"epoll", "io_uring"} {
 		list = append(list, "handover-pollux@POLLUX_BACKEND="+backend, "handover-pollux@POLLUX_BACKEND="+backend+"@POLLUX_PROFILE=latency")
 	}
@@ -178,6 +178,9 @@ func handoverServers() string {
 }
 
 const handoverBase = "handover-std"
+
+// handing is the row of handover that the others are compared with, beside the base: a loop in C that gives its work to another thread.
+const handing = "c-epoll@HAND=1"
 
 // header is the file that the program includes to use its library.
 func (p program) header() string { return "lib" + p.library + ".h" }

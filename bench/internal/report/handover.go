@@ -14,17 +14,25 @@ type HandoverSample struct {
 	P99    float64 `json:"p99_us"`
 	P999   float64 `json:"p999_us"`
 	Max    float64 `json:"max_us"`
+
+	// What the client waits for: from when a request was due to its answer.
+	Answer50 float64 `json:"answer_p50_us"`
+	Answer99 float64 `json:"answer_p99_us"`
 }
 
-// HandoverTable sums up samples by server. Ratios are taken within a round, as in [EchoRow].
-func HandoverTable(samples []HandoverSample, base string) Table {
-	t := Table{Header: []string{"server", "handed over", "p50 µs", "p99 µs", "p99.9 µs", "max µs", "p99 ×" + base}}
-	baseOf := map[int]HandoverSample{}
+// HandoverTable sums up samples by server. Ratios are taken within a round, as in [EchoRow]; the floor is a second server to
+// compare with.
+func HandoverTable(samples []HandoverSample, base, floor string) Table {
+	t := Table{Header: []string{"server", "handed over", "p50 µs", "p99 µs", "p99.9 µs", "max µs", "p99 ×" + base,
+		"p50 ×" + floor, "p99 ×" + floor, "answer p50 µs", "answer p99 µs"}}
+	type key struct {
+		server string
+		round  int
+	}
+	of := map[key]HandoverSample{}
 	var servers []string
 	for _, s := range samples {
-		if s.Server == base {
-			baseOf[s.Round] = s
-		}
+		of[key{s.Server, s.Round}] = s
 		if !slices.Contains(servers, s.Server) {
 			servers = append(servers, s.Server)
 		}
@@ -39,20 +47,29 @@ func HandoverTable(samples []HandoverSample, base string) Table {
 			}
 			return NewStat(v)
 		}
-		t.Rows = append(t.Rows, []string{
-			server,
-			stat(func(s HandoverSample) float64 { return float64(s.Count) }).Middle(Count),
-			stat(func(s HandoverSample) float64 { return s.P50 }).Format(Micros),
-			stat(func(s HandoverSample) float64 { return s.P99 }).Format(Micros),
-			stat(func(s HandoverSample) float64 { return s.P999 }).Format(Micros),
-			stat(func(s HandoverSample) float64 { return s.Max }).Middle(Micros),
-			stat(func(s HandoverSample) float64 {
-				b, ok := baseOf[s.Round]
+		ratio := func(other string, f func(HandoverSample) float64) string {
+			return stat(func(s HandoverSample) float64 {
+				o, ok := of[key{other, s.Round}]
 				if !ok {
 					return math.NaN()
 				}
-				return s.P99 / b.P99
-			}).Format(Ratio),
+				return f(s) / f(o)
+			}).Format(Ratio)
+		}
+		p50 := func(s HandoverSample) float64 { return s.P50 }
+		p99 := func(s HandoverSample) float64 { return s.P99 }
+		t.Rows = append(t.Rows, []string{
+			server,
+			stat(func(s HandoverSample) float64 { return float64(s.Count) }).Middle(Count),
+			stat(p50).Format(Micros),
+			stat(p99).Format(Micros),
+			stat(func(s HandoverSample) float64 { return s.P999 }).Format(Micros),
+			stat(func(s HandoverSample) float64 { return s.Max }).Middle(Micros),
+			ratio(base, p99),
+			ratio(floor, p50),
+			ratio(floor, p99),
+			stat(func(s HandoverSample) float64 { return s.Answer50 }).Format(Micros),
+			stat(func(s HandoverSample) float64 { return s.Answer99 }).Format(Micros),
 		})
 	}
 	return t

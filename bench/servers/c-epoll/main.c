@@ -22,6 +22,7 @@
 #include <unistd.h>
 
 #include "../c-beside/beside.h"
+#include "hand.h"
 
 enum { EVENTS_MAX = 512, BUFFER_SIZE = 64 << 10 };
 
@@ -32,6 +33,8 @@ struct conn {
 	char *pending;
 	size_t head, tail;
 };
+
+static int hand_fd(const struct conn *c) { return c->fd; }
 
 static volatile sig_atomic_t stopped;
 
@@ -119,6 +122,22 @@ static void on_readable(int epfd, struct conn *c, char *buf) {
 	watch(epfd, c, EPOLLOUT);
 }
 
+// on_readable_hand has the other thread answer, and close.
+static void on_readable_hand(int epfd, struct conn *c, char *buf) {
+	ssize_t n = recv(c->fd, buf, BUFFER_SIZE, 0);
+	if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
+	struct hand_item item = {.conn = c};
+	if (n > 0) {
+		item.bytes = malloc((size_t)n);
+		if (item.bytes == NULL) die("malloc");
+		memcpy(item.bytes, buf, (size_t)n);
+		item.size = (size_t)n;
+	} else if (epoll_ctl(epfd, EPOLL_CTL_DEL, c->fd, NULL) < 0) {
+		die("epoll_ctl");
+	}
+	hand_push(item);
+}
+
 static void on_writable(int epfd, struct conn *c) {
 	ssize_t n = send(c->fd, c->pending + c->head, c->tail - c->head, MSG_NOSIGNAL);
 	if (n < 0) {
@@ -157,6 +176,9 @@ int main(int argc, char **argv) {
 	struct epoll_event ev = {.events = EPOLLIN, .data.ptr = NULL}, events[EVENTS_MAX];
 	if (epoll_ctl(epfd, EPOLL_CTL_ADD, lfd, &ev) < 0) die("epoll_ctl");
 	static char buf[BUFFER_SIZE];
+	const char *with_hand = getenv("HAND");
+	int handing = with_hand != NULL && strcmp(with_hand, "1") == 0;
+	if (handing) hand_start();
 	beside(argc, argv);
 	printf("listening on %s\n", addr);
 	fflush(stdout);
@@ -176,10 +198,13 @@ int main(int argc, char **argv) {
 				accept_all(epfd, lfd);
 			} else if (c->pending != NULL) {
 				on_writable(epfd, c);
+			} else if (handing) {
+				on_readable_hand(epfd, c, buf);
 			} else {
 				on_readable(epfd, c, buf);
 			}
 		}
 	}
+	if (handing) hand_report();
 	return 0;
 }
