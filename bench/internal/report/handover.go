@@ -18,6 +18,7 @@ type HandoverSample struct {
 	// What the client waits for: from when a request was due to its answer.
 	Answer50 float64 `json:"answer_p50_us"`
 	Answer99 float64 `json:"answer_p99_us"`
+	LagP99   float64 `json:"lag_p99_us"` // How late the generator sent; see [EchoSample].
 }
 
 // HandoverTable sums up samples by server. Ratios are taken within a round, as in [EchoRow]; the floor is a second server to
