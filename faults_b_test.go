@@ -358,9 +358,9 @@ func TestB9PanicInABatch(t *testing.T) {
 		testutil.CheckLeaks(t)
 		config.Loops = 1
 		e := newEngine(t, config)
-		calls := 0
+		var calls atomic.Int64 // A handler that the machine makes slow runs on workers.
 		s, a := bind(t, e, "tcp", funcs{data: func(c *Conn) error {
-			if calls++; calls%2 == 0 {
+			if calls.Add(1)%2 == 0 {
 				panic("every second one")
 			}
 			return echo{}.OnData(c)

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -84,15 +85,22 @@ func (e *env) rig() *rig {
 }
 
 // settle returns once everything that had changed before the call has been delivered: descriptors become ready in the
-// order of their changes, so an event of one more comes last.
+// order of their changes, so an event of one more comes last. But an edge of that one may come twice, the second time at the head of a
+// batch, and the others of the batch are under way then. So it is the beginning of the second wait from now on that says so: what
+// had changed was in the batch of the first at the latest.
 func (e *env) settle(r *rig) {
 	e.Helper()
-	e.noError(r.sentinel.Reset(poller.ModeRead)) // The edge of the last time may have come twice.
-	r.sentinelStream.send(e, "x")
-	e.noError(r.sentinel.WaitRead()) // Not a Read: it would find the byte before its edge comes.
-	var p [2]byte
-	if n, err := r.sentinel.Read(p[:]); n != 1 || err != nil {
-		e.Fatalf("settle: %d, %v", n, err)
+	for begun := r.spy.waits.Load(); ; {
+		e.noError(r.sentinel.Reset(poller.ModeRead))
+		r.sentinelStream.send(e, "x")
+		e.noError(r.sentinel.WaitRead()) // Not a Read: it would find the byte before its edge comes.
+		var p [2]byte
+		if n, err := r.sentinel.Read(p[:]); n != 1 || err != nil {
+			e.Fatalf("settle: %d, %v", n, err)
+		}
+		if r.spy.waits.Load() >= begun+2 {
+			return
+		}
 	}
 }
 
@@ -100,6 +108,7 @@ func (e *env) settle(r *rig) {
 type spy struct {
 	poller.Backend
 
+	waits  atomic.Uint64 // that have begun
 	mu     sync.Mutex
 	tokens map[int]poller.Token
 	after  func(events []poller.Event) // runs between the kernel's answer and the delivery
@@ -139,6 +148,7 @@ func (s *spy) token(fd int) poller.Token {
 }
 
 func (s *spy) Wait(events []poller.Event, timeout time.Duration) (int, error) {
+	s.waits.Add(1)
 	n, err := s.Backend.Wait(events, timeout)
 	s.mu.Lock()
 	m := copy(events[n:], s.inject)
