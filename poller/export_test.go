@@ -53,6 +53,9 @@ func SetBlind(b bool) (undo func()) {
 	return func() { blind = before }
 }
 
+// GivenAway returns how often the loop has given its P away. It is for the goroutine that runs the loop.
+func (l *Loop) GivenAway() uint64 { return l.slice.turn }
+
 // A Scout finds out who waits for a P.
 type Scout struct{ s scout }
 

@@ -187,16 +187,16 @@ func (l *Loop) handOver() {
 		return
 	}
 	if l.empty && !sys.QueueEmpty() {
-		l.renewed = Nanotime()
 		l.counters.handOvers.add(1)
 		l.slice.yield()
+		l.renewed = Nanotime()
 	}
 }
 
 // giveWay lets those run that wait for this P, if there are any.
 func (l *Loop) giveWay() {
-	l.renewed = Nanotime()
 	used := l.slice.yield()
+	l.renewed = Nanotime()
 	if used {
 		l.counters.handOvers.add(1)
 	}
@@ -251,7 +251,7 @@ func (l *Loop) temper(timeout time.Duration, busy bool) time.Duration {
 		return timeout
 	}
 	l.counters.hot.add(1)
-	if blind && busy && now-l.renewed >= l.scout.pause {
+	if blind && busy && now-l.renewed >= max(l.scout.pause, scoutPauseLeast) {
 		l.giveWay()
 	}
 	most := min(holdMost, l.hot)

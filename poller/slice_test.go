@@ -106,6 +106,41 @@ func handOver(t *testing.T) {
 	}
 }
 
+// hotTurns are turns of a backend that can hold the P.
+type hotTurns struct{ turns }
+
+func (*hotTurns) Hold(*poller.Hold)  {}
+func (*hotTurns) Spin(time.Duration) {}
+
+// TestHotLoopGivesWayOnce has a hot loop that nobody tells who waits give its P away at most once a turn.
+func TestHotLoopGivesWayOnce(t *testing.T) {
+	defer poller.SetBlind(true)()
+	testutil.CheckLeaks(t)
+	const rounds = 200
+	b := &hotTurns{turns{left: rounds}}
+	most, before := uint64(0), uint64(0)
+	b.asked = func() {
+		now := b.loop.GivenAway()
+		if before != 0 {
+			most = max(most, now-before)
+		}
+		before = now
+	}
+	b.loop = poller.NewLoop(b, &sink{})
+	b.loop.Heat(time.Hour)
+	ended := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		ended <- b.loop.Run()
+	}()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if hot := b.loop.Counters().HotWaits; most != 1 || hot < rounds {
+		t.Errorf("it gave its P away %d times in a turn at most, in %d hot waits; want once", most, hot)
+	}
+}
+
 // TestScout has a loop that nobody tells who waits give its P away eagerly for as long as somebody uses it, then less and less often.
 func TestScout(t *testing.T) {
 	var s poller.Scout
