@@ -252,6 +252,65 @@ func TestReliefOfTheStarved(t *testing.T) {
 	}
 }
 
+// TestReliefOfTheLastAccept relieves OnOpen of a connection that was accepted because its listener closes, or has it end its goroutine: the
+// others are accepted all the same, and Shutdown comes to its end.
+func TestReliefOfTheLastAccept(t *testing.T) {
+	for name, exits := range map[string]bool{"relief": false, "goexit": true} {
+		t.Run(name, func(t *testing.T) {
+			testutil.CheckLeaks(t)
+			e := newEngine(t, Config{Backend: KindEpoll, Loops: 1, Dispatch: DispatchSteal, Logger: slog.New(slog.DiscardHandler)})
+			h := newStuckHandler()
+			warm, _ := bind(t, e, "tcp", h)
+			other := dial(t, warm.Addrs()[0])
+			beSlow(t, h, other)
+			const n, stuck = 100, 90 // Of which 64 are accepted in a turn before.
+			var opened atomic.Int64
+			blocked, goOn := make(chan struct{}, 1), make(chan struct{})
+			s, a := bind(t, e, "tcp", funcs{
+				data: echo{}.OnData,
+				open: func(*Conn) error {
+					if opened.Add(1) == stuck {
+						blocked <- struct{}{}
+						if exits {
+							runtime.Goexit()
+						}
+						<-goOn
+					}
+					return nil
+				},
+			})
+			release := holdLoops(t, e)
+			defer release()
+			var clients [n]net.Conn
+			for i := range clients {
+				clients[i] = dial(t, s.Addrs()[0])
+				io.WriteString(clients[i], "x")
+			}
+			ended := make(chan error, 1)
+			go func() { ended <- s.Shutdown(t.Context()) }()
+			time.Sleep(10 * time.Millisecond) // For the acceptor to be told.
+			release()
+			receive(t, "OnOpen", blocked)
+			roundTrip(t, other, "meanwhile")
+			close(goOn)
+			answered := 0
+			for _, c := range clients {
+				if b, _ := io.ReadAll(c); string(b) == "x" {
+					answered++
+				}
+			}
+			if err := receive(t, "Shutdown", ended); err != nil {
+				t.Error(err)
+			}
+			if want := map[bool]int{false: n, true: n - 1}[exits]; answered != want {
+				t.Errorf("%d of %d clients were answered, want %d", answered, n, want)
+			}
+			other.Close()
+			a.wait(t, n)
+		})
+	}
+}
+
 // TestReliefEnds has callbacks whose loop was taken over end in every way.
 func TestReliefEnds(t *testing.T) {
 	boom := errors.New("boom")

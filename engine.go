@@ -660,8 +660,7 @@ func (s *Service) stopAccepting() {
 	done := make(chan struct{}, len(everyone))
 	for _, a := range everyone {
 		err := a.loop.inner.PostAlways(func() {
-			a.loop.removeAcceptor(a)
-			done <- struct{}{}
+			a.loop.removeAcceptor(a, func() { done <- struct{}{} })
 		})
 		if err != nil {
 			<-a.loop.done // It may be closing the listener itself.

@@ -492,33 +492,61 @@ func (l *loop) addAcceptor(a *acceptor) error {
 }
 
 // removeAcceptor stops accepting. What waits in the queue is accepted first, so that a graceful end resets nobody.
-func (l *loop) removeAcceptor(a *acceptor) {
+//
+// It may be begun once more by who has taken the loop over from a callback of a connection that it accepts: see resumeLeaving. The done of
+// the first time, if there is one, is called at the end, whoever comes there.
+func (l *loop) removeAcceptor(a *acceptor, done func()) {
 	if a.gone {
+		if done != nil {
+			done()
+		}
 		return
 	}
-	if a.byCompletion() {
-		take := func(ev *poller.Event) {
-			switch {
-			case ev.Result < 0:
-			case a.turn != nil:
-				a.acceptedDirect(int(ev.Result), false)
-			default:
-				a.accepted(ev.Result)
+	if l.leaving.acceptor != a {
+		l.leaving = leaving{acceptor: a, done: done}
+		if a.byCompletion() {
+			take := func(ev *poller.Event) {
+				switch {
+				case ev.Result < 0:
+				case a.turn != nil:
+					a.acceptedDirect(int(ev.Result), false)
+				default:
+					a.accepted(ev.Result)
+				}
 			}
+			l.takeBatch(a.token, take)
+			l.completer.Stop(a.token, take)
+			l.completer.Disarm(a.token)
+		} else {
+			_ = l.backend.Remove(a.ln.fd)
 		}
-		l.takeBatch(a.token, take)
-		l.completer.Stop(a.token, take)
-		l.completer.Disarm(a.token)
-	} else {
-		_ = l.backend.Remove(a.ln.fd)
+		l.leaving.last = a.turn == nil || a.turn.left.Add(-1) == 0
 	}
-	last := a.turn == nil || a.turn.left.Add(-1) == 0
+	last, done := l.leaving.last, l.leaving.done
 	if last && !a.service.closing.Load() {
 		a.accept(backlogMost)
 	}
+	l.leaving = leaving{}
 	a.gone = true
 	l.sources.Delete(a.token)
 	if last {
 		a.ln.close()
+	}
+	if done != nil {
+		done()
+	}
+}
+
+// leaving is an acceptor that accepts for the last time.
+type leaving struct {
+	acceptor *acceptor
+	done     func()
+	last     bool // of the acceptors of its listener
+}
+
+// resumeLeaving goes on with the end of an acceptor, where a callback of a connection that it has accepted has not returned.
+func (l *loop) resumeLeaving() {
+	if a := l.leaving.acceptor; a != nil {
+		l.guard(func() { l.removeAcceptor(a, nil) })
 	}
 }

@@ -47,6 +47,7 @@ type loop struct {
 	timing   timing        // of callbacks, one by one
 	tenure   atomic.Uint32 // how often the loop was taken over
 	opening  *Conn         // whose OnOpen runs
+	leaving  leaving       // what is left of removeAcceptor
 	catching errand        // what is left of catchUp
 	turnAt   int64         // the instant at which this turn began
 	callAt   atomic.Int64  // the instant at which the callback began; 0: not measured
@@ -223,6 +224,7 @@ func (l *loop) takeOver() {
 			}
 		}
 		l.resumeStarved()
+		l.resumeLeaving()
 		for l.next < len(l.batch) {
 			l.dispatch()
 		}
@@ -257,7 +259,7 @@ func (l *loop) end(err error) {
 
 func (l *loop) closeSource(s source, reason error) {
 	if s.acceptor != nil {
-		l.removeAcceptor(s.acceptor)
+		l.removeAcceptor(s.acceptor, nil)
 		return
 	}
 	l.destroy(s.conn, reason)

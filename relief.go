@@ -331,6 +331,7 @@ func (l *loop) Relieved(events []poller.Event) {
 		l.guard(l.catchUp)
 	}
 	l.resumeStarved()
+	l.resumeLeaving()
 	for l.next < len(l.batch) {
 		l.dispatch()
 	}
