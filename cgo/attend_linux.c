@@ -68,11 +68,11 @@ static void call_usher(struct pollux_attendant *a) {
 
 static void attend(struct pollux_attendant *a) {
 	const clockid_t clock = cpu_clock(a->loop);
-	uint64_t pulse = 0;  // as it was last seen
-	int64_t since = 0;   // the loop's CPU time then
-	int64_t before = 0;  // and at the last look
-	uint32_t asked = 0;  // as it was last seen
-	int left = 0;        // of the ticks
+	uint64_t pulse = 0;           // as it was last seen
+	int64_t since = nanos(clock); // the loop's CPU time then: its thread may have worked for others before
+	int64_t before = since;       // and at the last look
+	uint32_t asked = 0;           // as it was last seen
+	int left = 0;                 // of the ticks
 	bool demoted = false;
 
 	while (!__atomic_load_n(&a->stop, __ATOMIC_ACQUIRE)) {

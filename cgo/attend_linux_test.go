@@ -24,6 +24,9 @@ func attended(t *testing.T, f func(a *Attendant)) {
 	go func() {
 		defer close(done)
 		runtime.LockOSThread() // For good: the thread ends with the goroutine.
+		for end := time.Now().Add(20 * time.Millisecond); time.Now().Before(end); {
+			// The runtime's threads have worked for others before.
+		}
 		cpus, _ := sys.Affinity()
 		thread := Thread{CPU: cpus[len(cpus)-1], Sched: Sched{sys.Sched{FIFO: true, Priority: 3}, true}}
 		a, err := Attend(sys.Gettid(), thread.CPU, thread.Sched, "an attendant")
@@ -81,6 +84,18 @@ func TestAttendantIsAbove(t *testing.T) {
 	})
 }
 
+// TestAttendantCountsFromItsStart sleeps before the first turn, on a thread that has used CPU time for others.
+func TestAttendantCountsFromItsStart(t *testing.T) {
+	attended(t, func(a *Attendant) {
+		_, asked := a.Pulse()
+		ask(asked)
+		eventually(t, "looks", func() bool { return a.Counts().Ticks >= 5 })
+		if n := a.Counts().Demotions; n != 0 {
+			t.Errorf("%d demotions of a thread that sleeps", n)
+		}
+	})
+}
+
 // TestAttendantTicks asks for the P: the attendant wakes up often until the next wait, and no more from then on.
 func TestAttendantTicks(t *testing.T) {
 	attended(t, func(a *Attendant) {
@@ -105,6 +120,7 @@ func TestAttendantTicks(t *testing.T) {
 		}
 		// Without another wait it gives up.
 		ask(asked)
+		time.Sleep(100 * time.Millisecond) // In one go: looking takes CPU time, and it may have 1 ms of it.
 		eventually(t, "that it gives up", func() bool { return !ticks() })
 		if n := a.Counts().Demotions; n != 0 {
 			t.Errorf("%d demotions of a thread that sleeps", n)
