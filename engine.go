@@ -674,16 +674,26 @@ func (s *Service) stopAccepting() {
 	close(s.stopped)
 }
 
-// each has f called on its loop for every connection of the service, soon.
+// each has f called on its loop for every connection of the service, soon. Where a callback of one of them ends the loop's goroutine, f is
+// called again for all that are left.
 func (s *Service) each(f func(*loop, *Conn)) {
 	for _, l := range s.engine.loops {
-		_ = l.inner.PostAlways(func() {
+		var call func()
+		call = func() {
+			ended := false
+			defer func() {
+				if !ended {
+					_ = l.inner.PostAlways(call)
+				}
+			}()
 			for _, src := range l.sources.All {
 				if c := src.conn; c != nil && c.service == s {
 					l.guard(func() { f(l, c) })
 				}
 			}
-		})
+			ended = true
+		}
+		_ = l.inner.PostAlways(call)
 	}
 }
 

@@ -4,7 +4,9 @@ package pollux
 
 import (
 	"errors"
+	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"runtime"
@@ -168,6 +170,62 @@ func TestF11GoexitTogether(t *testing.T) {
 		}
 	}
 	ping(t, other)
+}
+
+// TestF11GoexitInShutdown ends the loop's goroutine while a shutdown closes connections by force: it closes all of them.
+func TestF11GoexitInShutdown(t *testing.T) {
+	testutil.CheckLeaks(t)
+	e := newEngine(t, Config{Backend: KindEpoll, Loops: 1, Dispatch: DispatchInline, Logger: slog.New(slog.DiscardHandler)})
+	const n = 9
+	var closed atomic.Int64
+	s, _ := bind(t, e, "tcp", funcs{
+		data: func(c *Conn) error { c.Pause(); return nil }, // It works elsewhere.
+		close: func(*Conn, error) {
+			if closed.Add(1)%3 == 0 {
+				runtime.Goexit()
+			}
+		},
+	})
+	for range n {
+		if _, err := dial(t, s.Addrs()[0]).Write([]byte{'x'}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "the connections", func() bool { return s.Conns() == n })
+	err := s.Shutdown(canceled(errors.New("no time")))
+	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("shutdown: %d connections with 0 queued bytes were closed by force: no time", n)) {
+		t.Error(err)
+	}
+	if closed.Load() != n {
+		t.Errorf("%d of %d connections were closed", closed.Load(), n)
+	}
+}
+
+// TestF11GoexitInClose ends the goroutine in each OnClose while the engine closes: all are told, and nothing is left.
+func TestF11GoexitInClose(t *testing.T) {
+	eachBackend(t, func(t *testing.T, config Config) {
+		testutil.CheckLeaks(t)
+		config.Loops = 1
+		e := newEngine(t, config)
+		const n = 9
+		var closed atomic.Int64
+		s, _ := bind(t, e, "tcp", funcs{
+			data: echo{}.OnData,
+			close: func(*Conn, error) {
+				closed.Add(1)
+				runtime.Goexit()
+			},
+		})
+		for range n {
+			ping(t, dial(t, s.Addrs()[0]))
+		}
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+		if closed.Load() != n {
+			t.Errorf("%d of %d connections were closed", closed.Load(), n)
+		}
+	})
 }
 
 // TestF16ProcsChange changes how many goroutines run at once, all the time.

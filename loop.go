@@ -241,8 +241,36 @@ func (l *loop) end(err error) {
 		go l.engine.Close()
 	}
 	l.ending = true
-	l.settleAway()
-	l.endShare()
+	defer func() {
+		if err := l.backend.Close(); err != nil {
+			l.engine.log.Error("pollux: an event loop could not close its backend", "error", err)
+		}
+		l.dismiss()
+		l.thread.Store(0)
+	}()
+	defer l.insist(l.closeAll)
+	defer l.endShare()
+	l.insist(l.settleAway)
+}
+
+// insist calls f, and again if a callback ends the goroutine meanwhile (runtime.Goexit), which it does when f is through: what is deferred
+// is run then.
+func (l *loop) insist(f func()) {
+	through := false
+	defer func() {
+		if v := recover(); v != nil {
+			panic(v) // A bug of ours, which must be seen.
+		}
+		if !through {
+			l.insist(f)
+		}
+	}()
+	f()
+	through = true
+}
+
+// closeAll closes what the loop has, and what is on its way here.
+func (l *loop) closeAll() {
 	for _, s := range l.sources.All {
 		l.closeSource(s, ErrShutdown)
 	}
@@ -250,11 +278,6 @@ func (l *loop) end(err error) {
 	for _, s := range l.sources.All {
 		l.closeSource(s, ErrShutdown)
 	}
-	if err := l.backend.Close(); err != nil {
-		l.engine.log.Error("pollux: an event loop could not close its backend", "error", err)
-	}
-	l.dismiss()
-	l.thread.Store(0)
 }
 
 func (l *loop) closeSource(s source, reason error) {

@@ -398,18 +398,10 @@ func (l *Loop) RunPosts() (any bool) {
 }
 
 // Drain closes the mailbox and runs what is still in it. It is for the goroutine that ran the loop, after Run has
-// returned, so that nobody waits for a post for ever.
+// returned, so that nobody waits for a post for ever. If a post ends the goroutine (runtime.Goexit), another one may call Drain again.
 func (l *Loop) Drain() {
 	l.slice.close() // If the last Run has not returned.
-	runAll := func(letter *Letter) {
-		for letter != nil {
-			run := letter.Run
-			letter = letter.next // First: it may be posted again from here on.
-			run()
-		}
-	}
-	taken := l.letters
-	l.letters = nil
-	runAll(taken)
-	runAll(l.mailbox.close())
+	l.RunPosts()
+	l.letters = l.mailbox.close()
+	l.RunPosts()
 }

@@ -3,6 +3,7 @@ package poller_test
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -339,6 +340,43 @@ func TestDrainRunsWhatWasAccepted(t *testing.T) {
 		}
 		g.backend.Close()
 	}
+}
+
+// TestDrainGoesOn has posts end the goroutine that drains: another one goes on with the others.
+func TestDrainGoesOn(t *testing.T) {
+	g := newStage(t, &sink{})
+	g.run()
+	g.loop.Stop()
+	if err := <-g.ended; err != nil {
+		t.Fatal(err)
+	}
+	const posts = 10
+	ran := 0
+	for i := range posts {
+		err := g.loop.PostAlways(func() {
+			if ran++; i%3 == 0 {
+				runtime.Goexit()
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for through := false; !through; {
+		var one sync.WaitGroup
+		one.Go(func() {
+			g.loop.Drain()
+			through = true
+		})
+		one.Wait()
+	}
+	if ran != posts {
+		t.Errorf("%d of %d posts have run", ran, posts)
+	}
+	if err := g.loop.PostAlways(func() {}); !errors.Is(err, poller.ErrClosed) {
+		t.Errorf("PostAlways after Drain: %v", err)
+	}
+	g.backend.Close()
 }
 
 func TestStopFromAnywhere(t *testing.T) {

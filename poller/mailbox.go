@@ -108,9 +108,9 @@ func (m *Mailbox) overlooked() bool {
 // rescue is claimWake for one who has seen that the owner was overlooked.
 func (m *Mailbox) rescue() (wake bool) { return m.parked.CompareAndSwap(asleep, rescued) }
 
-// take returns all letters, oldest first.
+// take returns all letters, oldest first. There are none after close.
 func (m *Mailbox) take() *Letter {
-	if m.head.Load() == nil {
+	if h := m.head.Load(); h == nil || h == shut {
 		return nil
 	}
 	return m.empty(nil)
