@@ -4,12 +4,15 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
 
+	"github.com/pollux-go/pollux/cgo"
 	"github.com/pollux-go/pollux/internal/host"
+	"github.com/pollux-go/pollux/internal/sys"
 	"github.com/pollux-go/pollux/scheduler"
 )
 
@@ -60,23 +63,66 @@ const (
 )
 
 // makeDispatcher makes what runs callbacks on workers, none of which is started yet. mu is held.
-func (e *Engine) makeDispatcher() error {
+func (e *Engine) makeDispatcher(threads []cgo.Thread) error {
 	if e.config.Dispatch == DispatchInline {
 		return nil
 	}
 	ids := make([]atomic.Uint64, e.config.Workers)
-	d, err := scheduler.New(scheduler.Config{
+	allowed := host.Affinity()
+	c := scheduler.Config{
 		Run:      e.runItem,
 		Begin:    func(worker int) { ids[worker].Store(goroutineID()) },
 		Sources:  e.config.Loops,
 		Capacity: sourceCapacity,
 		Workers:  e.config.Workers,
-		Parallel: min(max(parallelLeast, len(host.Affinity())), e.config.Workers),
+		Parallel: min(max(parallelLeast, len(allowed)), e.config.Workers),
 		Retire:   workerRetire,
 		Held:     e.config.Procs != ProcsKeep && e.config.Hot > 0,
-	})
+	}
+	if n := makeNear(threads, allowed, host.CacheSharers); n != nil {
+		c.Near = n.sources
+	}
+	d, err := scheduler.New(c)
 	e.dispatcher, e.workerIDs = d, ids
 	return err
+}
+
+// near returns which loops' caches are near to the CPU that the caller runs on.
+type near struct {
+	loops [][]int // for each CPU, the loops that are pinned to those that share its last-level cache
+	cpu   func() int
+}
+
+// makeNear returns nil where it makes no difference: all loops share one cache, or run anywhere. sharers tells which CPUs share a cache
+// with one.
+func makeNear(threads []cgo.Thread, allowed []int, sharers func(cpu int) []int) *near {
+	n := &near{cpu: sys.CPU}
+	differ := false
+	for _, cpu := range allowed {
+		for len(n.loops) <= cpu {
+			n.loops = append(n.loops, nil)
+		}
+		shared := sharers(cpu)
+		for i, thread := range threads {
+			if slices.Contains(shared, thread.CPU) {
+				n.loops[cpu] = append(n.loops[cpu], i)
+			}
+		}
+		differ = differ || len(n.loops[cpu]) != 0 && len(n.loops[cpu]) != len(threads)
+	}
+	if !differ {
+		return nil
+	}
+	return n
+}
+
+// sources implements Near of [scheduler.Config].
+func (n *near) sources() []int {
+	cpu := n.cpu()
+	if cpu < 0 || cpu >= len(n.loops) {
+		return nil // Since the loops were started, it has been given others.
+	}
+	return n.loops[cpu]
 }
 
 // endDispatcher ends the workers, which have nothing to do any more.

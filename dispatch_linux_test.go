@@ -9,12 +9,14 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/pollux-go/pollux/cgo"
 	"github.com/pollux-go/pollux/internal/host"
 	"github.com/pollux-go/pollux/internal/sys"
 	"github.com/pollux-go/pollux/internal/testutil"
@@ -46,8 +48,10 @@ func (h *stuckHandler) OnData(c *Conn) error {
 func beSlow(t *testing.T, h *stuckHandler, c net.Conn) {
 	t.Helper()
 	for range 4 {
-		go func() { <-h.blocked; time.Sleep(2 * time.Millisecond); h.goOn <- struct{}{} }()
+		var release sync.WaitGroup
+		release.Go(func() { <-h.blocked; time.Sleep(2 * time.Millisecond); h.goOn <- struct{}{} })
 		roundTrip(t, c, "b first")
+		release.Wait()
 	}
 }
 
@@ -308,6 +312,38 @@ func TestReliefOfTheLastAccept(t *testing.T) {
 			other.Close()
 			a.wait(t, n)
 		})
+	}
+}
+
+// TestNearLoops has two caches of four CPUs each.
+func TestNearLoops(t *testing.T) {
+	sharers := func(cpu int) []int {
+		first := cpu / 4 * 4
+		return []int{first, first + 1, first + 2, first + 3}
+	}
+	all := []int{0, 1, 2, 3, 4, 5, 6, 7}
+	loops := func(cpus ...int) (threads []cgo.Thread) {
+		for _, cpu := range cpus {
+			threads = append(threads, cgo.Thread{CPU: cpu})
+		}
+		return threads
+	}
+	n := makeNear(loops(0, 4, 1, 5), all, sharers)
+	for cpu, want := range map[int][]int{0: {0, 2}, 3: {0, 2}, 4: {1, 3}, 7: {1, 3}, 8: nil, -1: nil} {
+		n.cpu = func() int { return cpu }
+		if got := n.sources(); !slices.Equal(got, want) {
+			t.Errorf("near to CPU %d are the loops %v, want %v", cpu, got, want)
+		}
+	}
+	for what, n := range map[string]*near{
+		"loops that are not pinned":        makeNear(loops(-1, -1), all, sharers),
+		"one cache":                        makeNear(loops(0, 1), all[:4], sharers),
+		"loops at one cache of two":        makeNear(loops(0, 1, 2), all, sharers),
+		"caches of which nothing is known": makeNear(loops(0, 4), all, func(int) []int { return nil }),
+	} {
+		if n != nil {
+			t.Errorf("%s: the workers are told %v", what, n.loops)
+		}
 	}
 }
 

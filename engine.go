@@ -105,7 +105,7 @@ func (e *Engine) start() error {
 	if err != nil {
 		return err
 	}
-	if err := e.makeDispatcher(); err != nil {
+	if err := e.makeDispatcher(threads); err != nil {
 		return err
 	}
 	loops, err := e.openLoops()

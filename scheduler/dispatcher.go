@@ -41,8 +41,10 @@ type Config struct {
 	// Held says that who pushes to the sources keeps its P in system calls. Idle workers sleep in a system call each then, instead
 	// of in Go's scheduler, which would ready them at that P. It costs twice as much, and is ignored where there are no futexes.
 	Held bool
-	// Order, if set, is how far a worker is from a source: it steals from the near ones first.
-	Order func(worker, source int) int
+	// Near, if set, is called on a worker's goroutine that begins to look for work, having slept or been started: it returns the numbers of the sources
+	// that are near to where it runs now. The worker steals from these first. Near must not block, and what it has returned
+	// must not change.
+	Near func() []int
 }
 
 func (c *Config) check() error {
@@ -104,7 +106,7 @@ func (c *Config) check() error {
 type Dispatcher struct {
 	run      func(worker int, item Item)
 	begin    func(worker int)
-	order    func(worker, source int) int
+	near     func() []int
 	retire   time.Duration
 	parallel int32
 	most     int32
@@ -149,7 +151,7 @@ func open(c Config, channels bool) (*Dispatcher, error) {
 		c.Injector = injectorDefault
 	}
 	d := &Dispatcher{
-		run: c.Run, begin: c.Begin, order: c.Order, retire: c.Retire, parallel: int32(max(c.Parallel, 1)), most: int32(c.Workers), channels: channels,
+		run: c.Run, begin: c.Begin, near: c.Near, retire: c.Retire, parallel: int32(max(c.Parallel, 1)), most: int32(c.Workers), channels: channels,
 		injector: NewInjector(c.Injector),
 		workers:  make([]atomic.Pointer[worker], c.Workers),
 		idle:     newIdleSet(c.Workers),

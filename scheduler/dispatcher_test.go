@@ -432,10 +432,11 @@ func TestNoStarvation(t *testing.T) {
 	const each = 3
 	d := start(t, Config{
 		Run:     func(int, Item) {},
-		Order:   func(_, source int) int { return source },
+		Near:    func() []int { return []int{0} },
 		Sources: 3, Capacity: 4, Workers: 1,
 	})
 	w := newWorker(d, 0)
+	w.settle()
 	for i := range each {
 		d.Source(1).Push(Item(10 + i))
 		d.Source(2).Push(Item(20 + i))
@@ -454,21 +455,53 @@ func TestNoStarvation(t *testing.T) {
 	}
 }
 
-// TestOrder checks that a worker steals from the near first.
-func TestOrder(t *testing.T) {
+// TestNear has a worker look for work in one place, then in another one: it steals from what is near first, and from all others after that.
+func TestNear(t *testing.T) {
+	var near []int
 	d := start(t, Config{
 		Run:     func(int, Item) {},
-		Order:   func(worker, source int) int { return (source - worker + 4) % 4 / 2 },
-		Sources: 4, Workers: 4,
+		Near:    func() []int { return near },
+		Sources: 4, Capacity: 4, Workers: 4,
 	})
-	for number, want := range [][]int{{0, 1, 2, 3}, {1, 2, 3, 0}, {2, 3, 0, 1}, {3, 0, 1, 2}} {
+	w := newWorker(d, 1)
+	for _, tc := range []struct{ near, want []int }{
+		{nil, []int{1, 2, 3, 0}},
+		{[]int{0, 2}, []int{0, 2, 1, 3}},
+		{[]int{3}, []int{3, 1, 2, 0}},
+	} {
+		near = tc.near
+		w.settle()
+		for i := range 4 {
+			d.Source(i).Push(Item(i + 1))
+		}
 		var got []int
-		for _, q := range newWorker(d, number).near {
-			got = append(got, slices.IndexFunc(d.sources, func(s *Source) bool { return s.queue == q }))
+		for range 4 {
+			item, _, _ := w.take()
+			got = append(got, int(item)-1)
 		}
-		if !slices.Equal(got, want) {
-			t.Errorf("worker %d steals in the order %v, not %v", number, got, want)
+		if !slices.Equal(got, tc.want) {
+			t.Errorf("where %v are near, it steals in the order %v, not %v", tc.near, got, tc.want)
 		}
+	}
+}
+
+// TestNearWhenItWakes counts how often a worker asks what is near: when it is started, and whenever it has slept.
+func TestNearWhenItWakes(t *testing.T) {
+	testutil.CheckLeaks(t)
+	var asked, ran atomic.Int64
+	d := start(t, Config{
+		Run:     func(int, Item) { ran.Add(1) },
+		Near:    func() []int { asked.Add(1); return nil },
+		Sources: 1, Capacity: 4, Workers: 1,
+	})
+	for i := range int64(20) {
+		d.Source(0).Push(1)
+		d.Wake()
+		eventually(t, "it has run", func() bool { return ran.Load() == i+1 })
+		eventually(t, "it sleeps", func() bool { return d.Stats().Parks == uint64(i+1) })
+	}
+	if n := asked.Load(); n != 20 {
+		t.Errorf("it has asked %d times while it was woken 20 times", n)
 	}
 }
 

@@ -1,9 +1,7 @@
 package scheduler
 
 import (
-	"cmp"
 	"runtime"
-	"slices"
 	"sync/atomic"
 
 	"github.com/pollux-go/pollux/internal/sys"
@@ -29,7 +27,8 @@ const (
 type worker struct {
 	d      *Dispatcher
 	number int
-	near   []*Queue // those of the sources, nearest first
+	near   []int    // sources that come first; the worker only
+	all    []*Queue // those of the sources
 	queue  *Queue   // what it has stolen and not run; the worker is its owner
 	turn   int      // items taken; the worker only
 	_      [padding]byte
@@ -46,18 +45,17 @@ type worker struct {
 
 func newWorker(d *Dispatcher, number int) *worker {
 	w := &worker{d: d, number: number, queue: NewQueue(workerCapacity), bell: newBell(d.channels)}
-	// Those that are equally far start at different sources.
-	order := make([]int, len(d.sources))
-	for i := range order {
-		order[i] = (i + number) % len(order)
-	}
-	if d.order != nil {
-		slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(d.order(number, a), d.order(number, b)) })
-	}
-	for _, i := range order {
-		w.near = append(w.near, d.sources[i].queue)
+	for i := range d.sources { // Each begins at another one.
+		w.all = append(w.all, d.sources[(i+number)%len(d.sources)].queue)
 	}
 	return w
+}
+
+// settle finds out what is near to where the worker runs now.
+func (w *worker) settle() {
+	if w.d.near != nil {
+		w.near = w.d.near()
+	}
 }
 
 // work is the life of a worker, which starts with the search.
@@ -70,6 +68,7 @@ func (w *worker) workOn(search bool) {
 	if d.begin != nil {
 		d.begin(w.number)
 	}
+	w.settle()
 	for !d.closed.Load() {
 		item, moved, ok := w.take()
 		if !ok {
@@ -78,6 +77,7 @@ func (w *worker) workOn(search bool) {
 				return
 			}
 			duty = true
+			w.settle()
 			continue
 		}
 		if search {
@@ -147,7 +147,12 @@ func (w *worker) take() (item Item, moved, ok bool) {
 			return item, false, true
 		}
 	}
-	for _, q := range w.near {
+	for _, i := range w.near {
+		if item, n := w.steal(w.d.sources[i].queue); n > 0 {
+			return item, n > 1, true
+		}
+	}
+	for _, q := range w.all {
 		if item, n := w.steal(q); n > 0 {
 			return item, n > 1, true
 		}
@@ -179,12 +184,12 @@ func (w *worker) steal(from *Queue) (Item, int) {
 
 // takeFair takes one item from the injector or a source, each in turn.
 func (w *worker) takeFair(turn int) (Item, bool) {
-	i := turn % (len(w.near) + 1)
-	if i == len(w.near) {
+	i := turn % (len(w.all) + 1)
+	if i == len(w.all) {
 		return w.d.injector.Pop()
 	}
 	var one [1]Item
-	n := w.near[i].StealTo(one[:])
+	n := w.all[i].StealTo(one[:])
 	w.stolen.Add(uint64(n))
 	return one[0], n > 0
 }

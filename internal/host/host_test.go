@@ -3,6 +3,7 @@
 package host
 
 import (
+	"fmt"
 	"reflect"
 	"slices"
 	"testing"
@@ -79,6 +80,21 @@ func TestProcessors(t *testing.T) {
 		t.Errorf("a host that hides everything has %+v", got)
 	}
 	t.Logf("here: %+v", Processors())
+}
+
+func TestCacheSharers(t *testing.T) {
+	root := fstest.MapFS{}
+	for index, cache := range [][2]string{{"1", "5"}, {"1", "5"}, {"2", "5,13"}, {"3", "4-7,12-15"}} {
+		base := fmt.Sprintf("sys/devices/system/cpu/cpu5/cache/index%d/", index)
+		root[base+"level"], root[base+"shared_cpu_list"] = file(cache[0]+"\n"), file(cache[1]+"\n")
+	}
+	if got, want := cacheSharers(root, 5), []int{4, 5, 6, 7, 12, 13, 14, 15}; !slices.Equal(got, want) {
+		t.Errorf("CPU 5 shares its cache with %v, want %v", got, want)
+	}
+	if got := cacheSharers(root, 6); got != nil {
+		t.Errorf("a CPU whose caches are hidden shares one with %v", got)
+	}
+	t.Log("here:", CacheSharers(0))
 }
 
 func TestList(t *testing.T) {

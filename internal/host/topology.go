@@ -3,6 +3,7 @@ package host
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strconv"
 	"strings"
@@ -18,6 +19,26 @@ func Siblings(cpu int) []int {
 		return nil
 	}
 	return ParseList(strings.TrimSpace(string(b)))
+}
+
+// CacheSharers returns the CPUs that share their last-level cache with cpu, itself included; nothing where that cannot be read.
+func CacheSharers(cpu int) []int { return cacheSharers(os.DirFS("/"), cpu) }
+
+func cacheSharers(root fs.FS, cpu int) (cpus []int) {
+	last := 0
+	for index := 0; ; index++ {
+		read := func(name string) string {
+			b, _ := fs.ReadFile(root, fmt.Sprintf("sys/devices/system/cpu/cpu%d/cache/index%d/%s", cpu, index, name))
+			return strings.TrimSpace(string(b))
+		}
+		level, err := strconv.Atoi(read("level"))
+		if err != nil {
+			return cpus
+		}
+		if level > last {
+			last, cpus = level, ParseList(read("shared_cpu_list"))
+		}
+	}
 }
 
 // Threads returns the ids of the threads of the process.

@@ -213,6 +213,9 @@ func SocketInode(string) (uint64, uint64, Errno) { return 0, 0, ENOSYS }
 // Gettid returns 0: threads have no number here.
 func Gettid() int { return 0 }
 
+// CPU answers -1.
+func CPU() int { return -1 }
+
 // GetSched answers ENOSYS.
 func GetSched(int) (Sched, Errno) { return Sched{}, ENOSYS }
 
