@@ -46,11 +46,11 @@ const (
 	BatchMost   = batchMost
 )
 
-// SetBlind has loops believe that the runtime does, or does not, tell who waits for their P. It returns what undoes it.
-func SetBlind(b bool) (undo func()) {
-	before := blind
-	blind = b
-	return func() { blind = before }
+// SetAlone has loops believe that the process has one CPU. It returns what undoes it.
+func SetAlone() (undo func()) {
+	before := alone
+	alone = true
+	return func() { alone = before }
 }
 
 // GivenAway returns how often the loop has given its P away. It is for the goroutine that runs the loop.

@@ -38,6 +38,7 @@ type Loop struct {
 	now     int64 // the instant of this turn; 0: not asked for yet
 	renewed int64 // the instant at which its time slice last began
 	slice   slice
+	blind   bool // see isBlind
 	scout   scout
 	empty   bool // nobody waited for the P when the turn began
 
@@ -111,6 +112,7 @@ func (l *Loop) run(follow bool) error {
 		if more = l.slice.first != nil; !more {
 			l.slice.open()
 		}
+		l.blind = isBlind()
 	}
 	ended := false
 	defer func() {
@@ -180,7 +182,7 @@ func (l *Loop) run(follow bool) error {
 // empty before the turn, the other Ps are idle, most likely, and take them; or goroutines that compute wait here too, which
 // the loop must not wait for.
 func (l *Loop) handOver() {
-	if blind {
+	if l.blind {
 		if l.scout.eager() {
 			l.giveWay()
 		}
@@ -240,7 +242,7 @@ func (l *Loop) temper(timeout time.Duration, busy bool) time.Duration {
 			l.renewed = now
 			l.counters.renewals.add(1)
 			switch {
-			case blind:
+			case l.blind:
 				l.giveWay()
 			case sys.QueueEmpty():
 				l.slice.renew()
@@ -251,7 +253,7 @@ func (l *Loop) temper(timeout time.Duration, busy bool) time.Duration {
 		return timeout
 	}
 	l.counters.hot.add(1)
-	if blind && busy && now-l.renewed >= max(l.scout.pause, scoutPauseLeast) {
+	if l.blind && busy && now-l.renewed >= max(l.scout.pause, scoutPauseLeast) {
 		l.giveWay()
 	}
 	most := min(holdMost, l.hot)

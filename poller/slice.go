@@ -90,8 +90,10 @@ func (s *slice) close() {
 	}
 }
 
-// blind tells whether the runtime does not tell who waits for a P: in a process with one CPU.
-var blind = runtime.NumCPU() == 1
+// isBlind tells whether the runtime does not tell who waits for a P: in a process with one CPU, and where there is one P.
+func isBlind() bool { return alone || runtime.GOMAXPROCS(0) == 1 }
+
+var alone = runtime.NumCPU() == 1
 
 // scout finds out, where the runtime does not tell, whether goroutines wait for the loop's P that its handlers have made ready: by giving it
 // away. Once somebody has used it, it is given away after each turn, until nobody has several times in a row. Then it is as often as a loop

@@ -41,17 +41,18 @@ func TestHandOver(t *testing.T) {
 		if runtime.NumCPU() == 1 {
 			t.Skip("on one CPU the runtime does not tell whether a goroutine waits")
 		}
-		handOver(t)
+		handOver(t, 3)
 	})
+	t.Run("one P", func(t *testing.T) { handOver(t, 1) })
 	t.Run("blind", func(t *testing.T) {
-		defer poller.SetBlind(true)()
-		handOver(t)
+		defer poller.SetAlone()()
+		handOver(t, 3)
 	})
 }
 
-func handOver(t *testing.T) {
+func handOver(t *testing.T, procs int) {
 	testutil.CheckLeaks(t)
-	const procs, rounds = 3, 200
+	const rounds = 200
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(procs))
 	var stop atomic.Bool
 	wake, ran := make(chan struct{}), atomic.Int64{}
@@ -114,7 +115,7 @@ func (*hotTurns) Spin(time.Duration) {}
 
 // TestHotLoopGivesWayOnce has a hot loop that nobody tells who waits give its P away at most once a turn.
 func TestHotLoopGivesWayOnce(t *testing.T) {
-	defer poller.SetBlind(true)()
+	defer poller.SetAlone()()
 	testutil.CheckLeaks(t)
 	const rounds = 200
 	b := &hotTurns{turns{left: rounds}}

@@ -11,7 +11,7 @@ import _ "unsafe" // for go:linkname
 func canSpin(i int) bool
 
 // QueueEmpty tells whether no goroutine waits for the P that the caller runs on. It is false also when all other Ps are
-// idle, and always on a machine, or in a process, with one CPU.
+// idle, and always on a machine, or in a process, with one CPU, or one P.
 func QueueEmpty() bool { return canSpin(0) }
 
 // procPin and procUnpin keep the goroutine on its P for a moment. The runtime keeps them, too, for the packages that have always used them.
