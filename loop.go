@@ -533,12 +533,13 @@ func (l *loop) read(c *Conn) {
 			l.later(c)
 		}
 		bulk := c.flags&(flagBulk|flagMayRead) == flagBulk
-		if bulk && l.offloads(c) {
+		away := l.offloads(c)
+		if bulk && away {
 			l.readBulk(c, n)
 			l.rearm(c)
 			bulk = false
 		}
-		l.data(c)
+		l.data(c, away)
 		if bulk {
 			l.readBulk(c, n)
 			l.rearm(c)
@@ -547,16 +548,19 @@ func (l *loop) read(c *Conn) {
 }
 
 // data tells the handler that bytes have come.
-func (l *loop) data(c *Conn) {
+func (l *loop) data(c *Conn, away bool) {
 	if c.idle.Load() != 0 {
 		c.active.Store(l.inner.Now())
 	}
-	l.call(c, onData)
+	l.callOn(c, onData, away)
 }
 
 // call runs a callback of c, here or on a worker.
-func (l *loop) call(c *Conn, what callback) {
-	if l.offloads(c) && l.sendAway(c, what, nil) {
+func (l *loop) call(c *Conn, what callback) { l.callOn(c, what, l.offloads(c)) }
+
+// callOn is call for one who has asked offloads already: another loop may change the answer at any time.
+func (l *loop) callOn(c *Conn, what callback, away bool) {
+	if away && l.sendAway(c, what, nil) {
 		return
 	}
 	l.enter(c)
@@ -1103,14 +1107,14 @@ func (l *loop) register(c *Conn) {
 	if l.offloads(c) {
 		// What comes is kept until OnOpen has returned.
 		err := l.arm(c)
-		l.guard(func() { l.call(c, onOpen) })
+		l.guard(func() { l.callOn(c, onOpen, true) })
 		if err != nil && !c.isClosed() {
 			l.destroy(c, err)
 			return
 		}
 	} else {
 		l.opening = c
-		l.guard(func() { l.call(c, onOpen) })
+		l.guard(func() { l.callOn(c, onOpen, false) })
 		l.opening = nil
 		if c.isClosed() {
 			return
