@@ -290,9 +290,13 @@ func TestReliefOfTheLastAccept(t *testing.T) {
 				clients[i] = dial(t, s.Addrs()[0])
 				io.WriteString(clients[i], "x")
 			}
-			ended := make(chan error, 1)
+			posts := func() uint64 {
+				c := e.loops[0].inner.Counters()
+				return c.WakesSent + c.WakesElided
+			}
+			before, ended := posts(), make(chan error, 1)
 			go func() { ended <- s.Shutdown(t.Context()) }()
-			time.Sleep(10 * time.Millisecond) // For the acceptor to be told.
+			eventually(t, "the acceptor to be told", func() bool { return posts() > before })
 			release()
 			receive(t, "OnOpen", blocked)
 			roundTrip(t, other, "meanwhile")
