@@ -319,6 +319,48 @@ func TestReliefOfTheLastAccept(t *testing.T) {
 	}
 }
 
+// TestHandlerThatIsSlowNowAndThen changes its mind all the time about whether a handler is slow, while connections send more than fits into
+// a buffer: every byte is echoed.
+func TestHandlerThatIsSlowNowAndThen(t *testing.T) {
+	eachBackend(t, func(t *testing.T, config Config) {
+		testutil.CheckLeaks(t)
+		config.Dispatch, config.RingBufferSize, config.BufferSize = DispatchSteal, 256, 4<<10
+		e := newEngine(t, config)
+		s, a := bind(t, e, "tcp", echo{})
+		var stop atomic.Bool
+		var flips, clients sync.WaitGroup
+		flips.Go(func() {
+			for slow := false; !stop.Load(); slow = !slow {
+				s.pace.isSlow.Store(slow)
+			}
+		})
+		const conns, rounds = 4, 200
+		sent := bytes.Repeat([]byte("0123456789"), 1001)
+		for range conns {
+			c := dial(t, s.Addrs()[0])
+			clients.Go(func() {
+				defer c.Close()
+				got := make([]byte, len(sent))
+				for round := range rounds {
+					_ = c.SetDeadline(time.Now().Add(patience))
+					if _, err := c.Write(sent); err != nil {
+						t.Errorf("round %d: %v", round, err)
+						return
+					}
+					if _, err := io.ReadFull(c, got); err != nil || !bytes.Equal(got, sent) {
+						t.Errorf("round %d: %v", round, err)
+						return
+					}
+				}
+			})
+		}
+		clients.Wait()
+		stop.Store(true)
+		flips.Wait()
+		a.wait(t, conns)
+	})
+}
+
 // TestNearLoops has two caches of four CPUs each.
 func TestNearLoops(t *testing.T) {
 	sharers := func(cpu int) []int {
