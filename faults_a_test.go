@@ -138,6 +138,7 @@ func TestA2EventOfAnEarlierOwner(t *testing.T) {
 		onLoop(t, e, func(*loop) { old, fd = a.token, a.fd })
 		first.Close()
 		receive(t, "OnEOF", data)
+		eventually(t, "the first connection to leave", func() bool { return s.Conns() == 0 && (fd >= directBit || !isOpen(int(fd))) })
 		dial(t, s.Addrs()[0])
 		b := receive(t, "OnOpen", opened)
 		onLoop(t, e, func(l *loop) {
