@@ -253,8 +253,8 @@ func (l *loop) end(err error) {
 	l.insist(l.settleAway)
 }
 
-// insist calls f, and again if a callback ends the goroutine meanwhile (runtime.Goexit), which it does when f is through: what is deferred
-// is run then.
+// insist calls f until it is through. A callback that ends the goroutine (runtime.Goexit) leaves it in the middle; what is deferred is still run then,
+// on the same thread, to which a ring belongs: so f is called again from there, one level deeper for each time.
 func (l *loop) insist(f func()) {
 	through := false
 	defer func() {
