@@ -73,6 +73,9 @@ func (b *bench) echo(ctx context.Context, scenario string) error {
 		if scenario == "skew" {
 			way += fmt.Sprintf("; one request in a hundred, which is not counted, sleeps %v and computes %v", o.sleep, o.compute)
 		}
+		if o.cost > 0 {
+			way += fmt.Sprintf("; each request computes %v", o.cost)
+		}
 		b.heading(fmt.Sprintf("%d %s, %d bytes, %s", g.Conns, plural(g.Conns, "connection", "connections"), o.size, way))
 		table, sentences := g.Table(), g.Sentences()
 		switch scenario {

@@ -334,6 +334,7 @@ func TestBesideC(t *testing.T) {
 	}{
 		{options{burn: 5000}, "", "-burn 5000: 0 to 1000 is allowed"},
 		{options{sleep: time.Millisecond}, "", "-sleep 1ms: this server has no requests that are slow"},
+		{options{cost: time.Microsecond}, "", "-cost 1µs: this server has no requests that are slow"},
 		{options{}, "SCHED=fifo", "SCHED=fifo: fifo:1 to fifo:99 is allowed"},
 		{options{}, "SCHED=fifo:", "SCHED=fifo:: fifo:1 to fifo:99 is allowed"},
 		{options{}, "SCHED=fifo:100", "SCHED=fifo:100: fifo:1 to fifo:99 is allowed"},

@@ -45,6 +45,9 @@ type options struct {
 
 	// The skew scenario's.
 	sleep, compute time.Duration
+
+	// The echo scenario's, besides.
+	cost time.Duration
 }
 
 const echoUsage = `bench echo measures requests/s, latency and CPU time per request.
@@ -169,6 +172,9 @@ func parseOptions(ctx context.Context, name string, args []string, stderr io.Wri
 			f.IntVar(&o.burn, "burn", 2, "number of goroutines that compute")
 			f.IntVar(&o.churn, "churn", 0, "number of goroutines that allocate")
 		}
+		if name == "echo" {
+			f.DurationVar(&o.cost, "cost", 0, "how long every request computes in its handler; the servers in C cannot")
+		}
 		if name == "skew" {
 			f.DurationVar(&o.sleep, "sleep", 0, "how long a slow request sleeps (5ms, unless -compute is set)")
 			f.DurationVar(&o.compute, "compute", 0, "how long a slow request computes")
@@ -191,7 +197,7 @@ func parseOptions(ctx context.Context, name string, args []string, stderr io.Wri
 		servers = busyServers()
 	case name == "pingpong":
 		servers = pingpongServers()
-	case name == "skew":
+	case name == "skew" || o.cost > 0:
 		servers = skewServers()
 	case name == "handover":
 		servers = handoverServers()
@@ -300,6 +306,10 @@ func (o *options) check(name string) error {
 		return fmt.Errorf("-sleep and -compute must not be negative")
 	case name == "skew" && o.size < skew.Least:
 		return fmt.Errorf("-size %d: %d bytes are needed to tell the slow requests", o.size, skew.Least)
+	case o.cost < 0:
+		return fmt.Errorf("-cost must not be negative")
+	case o.cost > 0 && o.size < skew.Least:
+		return fmt.Errorf("-size %d: with -cost, %d bytes are needed", o.size, skew.Least)
 	case o.deadline < 0:
 		return fmt.Errorf("-deadline must not be negative")
 	case o.client != "auto" && o.client != "spin" && o.client != "block":

@@ -302,6 +302,9 @@ func (c contender) start(ctx context.Context, l *proc.Launcher, o *options) (*ch
 	if o.sleep > 0 || o.compute > 0 {
 		args = append(args, "-sleep", o.sleep.String(), "-compute", o.compute.String(), "-size", strconv.Itoa(o.size))
 	}
+	if o.cost > 0 {
+		args = append(args, "-cost", o.cost.String(), "-size", strconv.Itoa(o.size))
+	}
 	if c.blocking {
 		// A buffer for all that a client may have under way, within reason: what the
 		// author of a blocking server would choose.

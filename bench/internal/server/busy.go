@@ -16,16 +16,16 @@ var burned atomic.Uint64
 func burn(x uint64) {
 	for {
 		for range 1 << 10 {
-			x = scramble(x)
+			x = scramble(x, 1<<10)
 		}
 		burned.Add(x)
 		done.Computed.Add(1)
 	}
 }
 
-// scramble computes for a microsecond or so.
-func scramble(x uint64) uint64 {
-	for range 1 << 10 {
+// scramble computes for some two nanoseconds each time.
+func scramble(x uint64, times int) uint64 {
+	for range times {
 		x ^= x << 13
 		x ^= x >> 7
 		x ^= x << 17

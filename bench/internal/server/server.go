@@ -33,6 +33,7 @@ type Options struct {
 
 	// Sleep and Compute are how long a slow request takes, see [Serve]; Size is the size of a request.
 	Sleep, Compute time.Duration
+	Cost           time.Duration // what every request computes for
 	Size           int
 }
 
@@ -65,7 +66,8 @@ func (o *Options) parse() {
 	flag.StringVar(&o.Progress, "progress", "", "`file` where those count what they do")
 	flag.DurationVar(&o.Sleep, "sleep", 0, "how long one in a hundred requests sleeps")
 	flag.DurationVar(&o.Compute, "compute", 0, "how long one in a hundred requests computes")
-	flag.IntVar(&o.Size, "size", 64, "`size` of a request in bytes, for those two")
+	flag.DurationVar(&o.Cost, "cost", 0, "how long every request computes")
+	flag.IntVar(&o.Size, "size", 64, "`size` of a request in bytes, for those three")
 	flag.Parse()
 	if o.Loops < 1 {
 		Fatal(fmt.Errorf("-loops %d: at least 1 is needed", o.Loops))
@@ -73,8 +75,8 @@ func (o *Options) parse() {
 	if o.Burn < 0 || o.Churn < 0 {
 		Fatal(fmt.Errorf("-burn %d -churn %d: 0 or more are allowed", o.Burn, o.Churn))
 	}
-	if o.Sleep < 0 || o.Compute < 0 || o.Size < skew.Least {
-		Fatal(fmt.Errorf("-sleep %v -compute %v -size %d: no less than 0, 0 and %d is allowed", o.Sleep, o.Compute, o.Size, skew.Least))
+	if o.Sleep < 0 || o.Compute < 0 || o.Cost < 0 || o.Size < skew.Least {
+		Fatal(fmt.Errorf("-sleep %v -compute %v -cost %v -size %d: no less than 0, 0, 0 and %d is allowed", o.Sleep, o.Compute, o.Cost, o.Size, skew.Least))
 	}
 	load = *o
 	slow = o.Sleep > 0 || o.Compute > 0
@@ -83,20 +85,33 @@ func (o *Options) parse() {
 // slow says that some requests are.
 var slow bool
 
-// Serve takes the time that the requests in b are to take, where some are slow. Every handler calls it.
+// Serve takes the time that the requests in b are to take, where they take any. Every handler calls it.
 func Serve(b []byte) {
-	if !slow {
+	if !slow && load.Cost == 0 {
 		return
 	}
 	for ; len(b) >= load.Size; b = b[load.Size:] {
-		if !skew.Slow(b) {
-			continue
-		}
-		time.Sleep(load.Sleep)
-		for begin, x := time.Now(), uint64(1); time.Since(begin) < load.Compute; burned.Add(x) {
-			x = scramble(x)
+		compute(load.Cost)
+		if slow && skew.Slow(b) {
+			time.Sleep(load.Sleep)
+			compute(load.Compute)
 		}
 	}
+}
+
+// computeStep is more than a step of compute takes, some 200 ns, if nobody else has the CPU meanwhile.
+const computeStep = time.Microsecond
+
+// compute takes the CPU for so long. While another thread has it, or another guest of the hypervisor, time does not count.
+func compute(d time.Duration) {
+	x := uint64(1)
+	for last := time.Now(); d > 0; {
+		x = scramble(x, 1<<6)
+		now := time.Now()
+		d -= min(now.Sub(last), computeStep)
+		last = now
+	}
+	burned.Add(x)
 }
 
 // Context returns a context that ends on SIGTERM or SIGINT.

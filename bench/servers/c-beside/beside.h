@@ -97,7 +97,7 @@ static void beside(int argc, char **argv) {
 			}
 			close(fd);
 			beside_done = p;
-		} else if (strcmp(flag, "-sleep") == 0 || strcmp(flag, "-compute") == 0) {
+		} else if (strcmp(flag, "-sleep") == 0 || strcmp(flag, "-compute") == 0 || strcmp(flag, "-cost") == 0) {
 			if (strcmp(value, "0s") == 0) continue;
 			fprintf(stderr, "%s %s: this server has no requests that are slow\n", flag, value);
 			exit(2);
