@@ -61,9 +61,9 @@ type Config struct {
 	BusyPoll time.Duration
 
 	// Dispatch says where handlers run. "inline": on the event loops, so they must not block. "steal": there too; on epoll, once
-	// some were slow, another thread becomes the loop when a callback does not return within 100 us, and OnClose runs on a worker; and the
-	// callbacks of a service of which more than one in 16 takes longer than 200 us, or one in 256 on io_uring, run on workers,
-	// goroutines that may block, until it is fast again. "workers": always on workers. In every way one callback of a connection runs at a time, in
+	// some were slow, another thread becomes the loop when a callback sleeps 100 us after it began or has computed for 250 us, and OnClose runs on a worker; and the
+	// callbacks of a service of which more than one in 16 is slow, or one in 256 on io_uring, run on workers,
+	// goroutines that may block, until it is fast again. Slow are those that take longer than 200 us and sleep, or compute for more than 500 us. "workers": always on workers. In every way one callback of a connection runs at a time, in
 	// order. Empty: steal, and inline on one CPU.
 	Dispatch Dispatch
 

@@ -9,7 +9,9 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -20,6 +22,8 @@ import (
 	"github.com/pollux-go/pollux/internal/host"
 	"github.com/pollux-go/pollux/internal/sys"
 	"github.com/pollux-go/pollux/internal/testutil"
+
+	"golang.org/x/sys/unix"
 )
 
 // stuckHandler blocks for requests that begin with 'b' or 'B', until the test lets them go on. It is an echo otherwise.
@@ -391,6 +395,93 @@ func TestNearLoops(t *testing.T) {
 			t.Errorf("%s: the workers are told %v", what, n.loops)
 		}
 	}
+}
+
+// TestPreemptedHandler has a thread with a higher priority take the loop's CPU for a millisecond in each callback. The handler is not slow: nobody runs its callbacks
+// but the loop, and nobody relieves it, also where it is looked after.
+func TestPreemptedHandler(t *testing.T) {
+	eachBackend(t, func(t *testing.T, config Config) {
+		t.Run("", func(t *testing.T) { preemptedHandler(t, config, false) })
+		if config.Backend == KindEpoll {
+			t.Run("watched", func(t *testing.T) { preemptedHandler(t, config, true) })
+		}
+	})
+}
+
+func preemptedHandler(t *testing.T, config Config, watched bool) {
+	testutil.CheckLeaks(t)
+	cpus := host.Affinity()
+	if len(cpus) < 2 {
+		t.Skip("it takes two CPUs")
+	}
+	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // A handler that the collector stops is slow.
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(8))  // The other thread need not wait for a P.
+	const pause = time.Millisecond
+	var bell [2]int
+	if err := unix.Pipe2(bell[:], unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	begun := make(chan sys.Errno)
+	var ended sync.WaitGroup
+	ended.Go(func() {
+		runtime.LockOSThread() // And it ends with its goroutine.
+		errno := sys.SetAffinity(0, cpus[:1])
+		if errno == 0 {
+			errno = sys.SetSched(0, sys.Sched{FIFO: true, Priority: 1})
+		}
+		begun <- errno
+		for b := make([]byte, 1); errno == 0; {
+			if n, err := unix.Read(bell[0], b); n != 1 && err != unix.EINTR {
+				return
+			}
+			for began := time.Now(); time.Since(began) < pause; {
+			}
+		}
+	})
+	defer func() {
+		unix.Close(bell[1])
+		ended.Wait()
+		unix.Close(bell[0])
+	}()
+	if errno := <-begun; errno != 0 {
+		t.Skipf("it takes CAP_SYS_NICE: %v", errno)
+	}
+	config.Dispatch, config.Loops, config.CPUs = DispatchSteal, 1, strconv.Itoa(cpus[0])
+	e := newEngine(t, config)
+	var late atomic.Int64
+	s, a := bind(t, e, "tcp", funcs{data: func(c *Conn) error {
+		if b, _ := c.Peek(1); b[0] == 'p' {
+			began := time.Now()
+			_, _ = unix.Write(bell[1], b)
+			if time.Since(began) > pause/2 {
+				late.Add(1)
+			}
+		}
+		return echo{}.OnData(c)
+	}})
+	c, other := dial(t, s.Addrs()[0]), dial(t, s.Addrs()[0])
+	roundTrip(t, c, "x")
+	l := e.loops[0]
+	if watched {
+		if err := l.inner.Post(l.beWatched); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const calls = 300
+	for range calls {
+		io.WriteString(c, "p")
+		roundTrip(t, other, "x")
+		expect(t, c, "p")
+	}
+	if late.Load() < calls/2 {
+		t.Errorf("only %d of %d callbacks have lost their CPU: the test shows nothing", late.Load(), calls)
+	}
+	if n := e.Stats(); n.Reliefs > 0 || n.Workers.Run > 0 || s.pace.slow() {
+		t.Errorf("%d reliefs, %d callbacks on workers, slow: %v", n.Reliefs, n.Workers.Run, s.pace.slow())
+	}
+	c.Close()
+	other.Close()
+	a.wait(t, 2)
 }
 
 // TestReliefEnds has callbacks whose loop was taken over end in every way.

@@ -49,6 +49,7 @@ type errand struct {
 	paused bool
 	silent bool
 	began  int64  // with a relief: the instant at which the callback began
+	spent  spent  // and what the thread had spent before
 	lent   []byte // and the loop's buffer, which it may look at
 
 	// What the loop keeps meanwhile.
@@ -230,6 +231,7 @@ func (r *errand) run() {
 		}
 		r.end()
 	}()
+	before := spentNow()
 	began := poller.Nanotime()
 	c := r.conn
 	switch r.what {
@@ -246,9 +248,9 @@ func (r *errand) run() {
 		r.err = c.handle(r.what)
 	}
 	ended = true
-	took := poller.Nanotime() - began
-	c.service.pace.note(took, r.loop.slowWeight())
-	if r.what == onClose && took > int64(slowCall) {
+	slow := before.slowSince(began)
+	c.service.pace.note(slow, r.loop.slowWeight())
+	if r.what == onClose && slow {
 		r.loop.lookout.slowEnd.Store(true)
 	}
 }

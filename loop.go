@@ -51,6 +51,7 @@ type loop struct {
 	catching errand        // what is left of catchUp
 	turnAt   int64         // the instant at which this turn began
 	callAt   atomic.Int64  // the instant at which the callback began; 0: not measured
+	spent    spent         // where callbacks are measured: at the beginning of the turn, or after the last one that took long
 	lookout  lookout
 
 	held   poller.Event   // with Received: its bytes are being handled

@@ -4,11 +4,17 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/pollux-go/pollux/internal/sys"
 	"github.com/pollux-go/pollux/poller"
 )
 
-// A call is slow that takes longer than slowCall: others have waited for it by then for longer than a hand-over to a worker takes.
-const slowCall = 200 * time.Microsecond
+// A call is slow that takes longer than slowCall, part of which it sleeps: others have waited for it by then for longer than a hand-over to a worker takes. One that
+// computes is slow when it has had the CPU for slowCompute. Somebody else would need a CPU as well, and between the two a hypervisor that takes the
+// CPU away, which nobody can tell from computing, made many a fast call slow.
+const (
+	slowCall    = 200 * time.Microsecond
+	slowCompute = 500 * time.Microsecond
+)
 
 // A handler is slow when more than one in slowWeight of its calls is. It counts in a leaky bucket: a slow call fills in
 // slowWeight, every other one takes out 1. The handler is slow from slowEnough on until the bucket is empty; it never holds more
@@ -38,9 +44,9 @@ type pace struct {
 
 func (p *pace) slow() bool { return p.isSlow.Load() }
 
-// note counts a call that has taken so many nanoseconds, and fills in weight if that is slow. One that is fast, of a handler that always is, costs a load.
-func (p *pace) note(nanos int64, weight int32) {
-	if nanos > int64(slowCall) {
+// note counts a call, and fills in weight if it was slow. One that is fast, of a handler that always is, costs a load.
+func (p *pace) note(slow bool, weight int32) {
+	if slow {
 		switch n := p.bucket.Add(weight); {
 		case n > slowMost:
 			p.bucket.Store(slowMost)
@@ -96,11 +102,55 @@ func (t *timing) turn(now int64, calls uint64, long bool) {
 	t.after = now + t.pause
 }
 
+// spent is what a thread has spent until an instant. A callback may have taken long because others had its CPU. It is not slow then, and a
+// worker, or another thread for the loop, would only be one more that wants a CPU.
+type spent struct {
+	at    int64 // 0: not known
+	tid   int
+	cpu   int64 // nanoseconds for which it had a CPU
+	waits int64 // how often it has waited by itself, for whatever
+}
+
+// spentNow looks at the calling thread.
+func spentNow() spent {
+	s := spent{at: poller.Nanotime(), tid: sys.Gettid()}
+	var errno1, errno2 sys.Errno
+	s.cpu, errno1 = sys.CPUTime(0)
+	s.waits, errno2 = sys.Waits()
+	if errno1 != 0 || errno2 != 0 {
+		return spent{}
+	}
+	return s
+}
+
+// slow tells whether a call was slow that has begun at an instant, after s, took so many nanoseconds, and has ended with now. Of what the thread has used since s, the
+// time before the call is not counted as the call's.
+func (s spent) slow(began, took int64, now spent) bool {
+	switch {
+	case took <= int64(slowCall):
+		return false
+	case s.at == 0 || now.at == 0:
+		return true // It is not known.
+	case s.tid != now.tid:
+		return true // Its goroutine has slept.
+	}
+	return s.waits != now.waits || now.cpu-s.cpu-(began-s.at) > int64(slowCompute)
+}
+
+// slowSince is slow for a call that ends now, on the calling thread.
+func (s spent) slowSince(began int64) bool {
+	took := poller.Nanotime() - began
+	return took > int64(slowCall) && s.slow(began, took, spentNow())
+}
+
 // beginTurn and endTurn clock a turn.
 func (l *loop) beginTurn() {
 	l.turnAt = poller.Nanotime()
 	if l.lookout.turns > 0 {
 		l.beginWatched()
+	}
+	if l.timing.turns > 0 || l.lookout.turns > 0 {
+		l.spent = spentNow()
 	}
 }
 
@@ -111,14 +161,19 @@ func (l *loop) endTurn() {
 
 // measured ends a callback that was measured.
 func (l *loop) measured(c *Conn) {
-	now := poller.Nanotime()
-	took := now - l.callAt.Load()
+	now, began := poller.Nanotime(), l.callAt.Load()
 	l.callAt.Store(0)
-	c.service.pace.note(took, l.slowWeight())
-	if took > int64(slowCall) {
+	slow := false
+	if took := now - began; took > int64(slowCall) {
+		before := l.spent
+		l.spent = spentNow()
+		slow = before.slow(began, took, l.spent)
+	}
+	c.service.pace.note(slow, l.slowWeight())
+	if slow {
 		l.timing.found = true
 	}
-	if l.lookout.note(now, took > int64(slowCall)) {
+	if l.lookout.note(now, slow) {
 		l.beWatched()
 	}
 }

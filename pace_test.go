@@ -87,3 +87,40 @@ func TestLookoutNote(t *testing.T) {
 		t.Error("the pause is not kept, or never ends")
 	}
 }
+
+// TestSpentSlow tells slow calls from those that others have taken the CPU from.
+func TestSpentSlow(t *testing.T) {
+	const us = int64(time.Microsecond)
+	before := spent{at: 1000 * us, tid: 7, cpu: 5000 * us, waits: 3}
+	for name, test := range map[string]struct {
+		earlier, took, cpu, waits int64 // since before: until the call has begun; the call; both
+		tid                       int
+		want                      bool
+	}{
+		"fast, and has slept":                {0, 200, 10, 1, 7, false},
+		"sleeps":                             {0, 201, 10, 1, 7, true},
+		"waits for a CPU":                    {0, 9000, 100, 0, 7, false},
+		"computes":                           {0, 600, 501, 0, 7, true},
+		"computes for a moment":              {0, 600, 500, 0, 7, false},
+		"computes and waits for a CPU":       {0, 9000, 501, 0, 7, true},
+		"others have computed in that turn":  {5000, 9000, 5500, 0, 7, false},
+		"others have, and it computes":       {5000, 9000, 5501, 0, 7, true},
+		"others have waited for a CPU":       {5000, 9000, 100, 0, 7, false},
+		"its goroutine goes on elsewhere":    {0, 201, 10, 0, 8, true},
+		"fast, and on another thread by now": {0, 200, 10, 0, 8, false},
+	} {
+		began := before.at + test.earlier*us
+		now := spent{at: began + test.took*us, tid: test.tid, cpu: before.cpu + test.cpu*us, waits: before.waits + test.waits}
+		if got := before.slow(began, test.took*us, now); got != test.want {
+			t.Errorf("%s: %v", name, got)
+		}
+		for _, unknown := range []spent{before, now} {
+			if got, want := (spent{}).slow(began, test.took*us, unknown), test.took > 200; got != want {
+				t.Errorf("%s, and it is not known what it spent before: %v", name, got)
+			}
+			if got, want := unknown.slow(began, test.took*us, spent{}), test.took > 200; got != want {
+				t.Errorf("%s, and it is not known what it has spent: %v", name, got)
+			}
+		}
+	}
+}

@@ -48,8 +48,8 @@ type reliefs struct {
 type lookout struct {
 	turns   int          // that are still to be looked after
 	bucket  int          // of slow calls: see note
-	useful  bool         // there was a relief since the loop is looked after, or an OnClose that would have needed one
-	slowEnd atomic.Bool  // such an OnClose has ended, on a worker
+	useful  bool         // since the loop is looked after, a slow callback has ended that was relieved, or an OnClose that would have needed it
+	slowEnd atomic.Bool  // such a one has just ended
 	pause   int64        // for how long it was not, after the last time that was of no use
 	after   int64        // the instant until which it is not
 	futile  atomic.Int32 // long turns in a row in which nothing was stuck
@@ -57,11 +57,18 @@ type lookout struct {
 	failed  atomic.Bool  // there can be one only
 	usual   []int        // the CPUs of threads that are no loop's
 	spares  spares
+
+	// The follower's.
+	seenCalls uint64 // which callback it has seen
+	seenCPU   int64  // the CPU time of the loop's thread then
+	seenUsed  int64  // how much of it was the callback's, at most
 }
 
 const (
-	// reliefAfter is for how long a callback has run, at least, that is relieved.
-	reliefAfter = slowCall / 2
+	// reliefAfter is how long ago a callback has begun, at least, that is relieved where it sleeps, and reliefCompute for how long it has had the CPU
+	// where it computes.
+	reliefAfter   = slowCall / 2
+	reliefCompute = slowCompute / 2
 
 	// watchWeight is among how many calls one is slow, at least, of a loop that is looked after; watchEnough of them fill the bucket.
 	watchWeight = 1 << 8
@@ -217,15 +224,41 @@ func (l *loop) Relieve(looks int) (took bool, again time.Duration) {
 	again = reliefAfter << min(looks, looksMost)
 	if c != nil && began != 0 {
 		age := time.Duration(poller.Nanotime() - began)
-		if age >= reliefAfter && l.take(c, calls, began) {
+		stuck := l.isStuck(calls, age)
+		switch {
+		case stuck && l.take(c, calls, began):
 			return true, 0
+		case stuck || age < reliefAfter:
+			again = max(again-age, reliefAfter/8)
+		default:
+			again /= 2
 		}
-		again = max(again-age, reliefAfter/8)
 	}
 	if looks == 1 {
 		l.lookout.futile.Add(1)
 	}
 	return false, again
+}
+
+// isStuck tells whether the callback with that number, which has begun so long ago, is to be relieved: it sleeps, or has computed for long. Where its thread waits for
+// a CPU, it is left alone. The follower calls it.
+func (l *loop) isStuck(calls uint64, age time.Duration) bool {
+	w, tid := &l.lookout, int(l.thread.Load())
+	cpu, errno := sys.CPUTime(tid)
+	if errno != 0 {
+		return age >= reliefAfter
+	}
+	if w.seenCalls != calls {
+		w.seenCalls, w.seenCPU, w.seenUsed = calls, cpu, int64(min(age, reliefAfter))
+	}
+	if age < reliefAfter {
+		return false
+	}
+	if w.seenUsed+cpu-w.seenCPU >= int64(reliefCompute) {
+		return true
+	}
+	runnable, errno := sys.IsRunnable(tid)
+	return errno != 0 || !runnable
 }
 
 // Stray implements [poller.SharedSink].
@@ -253,7 +286,7 @@ func (l *loop) take(c *Conn, calls uint64, began int64) bool {
 	if r == nil {
 		return false
 	}
-	r.conn, r.what, r.began = c, onAsync, began
+	r.conn, r.what, r.began, r.spent = c, onAsync, began, l.spent
 	old := int(l.thread.Load())
 	l.lookout.spares.setMember(old, false)
 	s := &l.engine.reliefs
@@ -273,6 +306,7 @@ func (l *loop) take(c *Conn, calls uint64, began int64) bool {
 	l.callAt.Store(0)
 	l.timing.begin(l.calls.Load())
 	l.timing.found = true
+	l.spent = spentNow()
 	if n := l.next; n > 0 && n <= len(l.batch) && l.batch[n-1].Token == c.token && c.token != 0 {
 		// Perhaps not all of this event was seen to. Twice does no harm.
 		r.kept |= keptEvents
@@ -319,8 +353,9 @@ func (l *loop) Relieved(events []poller.Event) {
 		}
 	}
 	l.batch, l.next = append(slices.Clone(l.batch[n:]), events...), 0
-	l.lookout.useful = true
-	l.beWatched()
+	if l.relievable() && !l.ending {
+		l.callFollower()
+	}
 	if c := l.opening; c != nil {
 		l.opening = nil
 		if err := l.arm(c); err != nil {
@@ -382,7 +417,11 @@ func (l *loop) endStuck(err error) bool {
 	if r == nil {
 		return false
 	}
-	r.conn.service.pace.note(poller.Nanotime()-r.began, reliefWeight)
+	slow := r.spent.slowSince(r.began)
+	if slow {
+		r.loop.lookout.slowEnd.Store(true)
+	}
+	r.conn.service.pace.note(slow, reliefWeight)
 	r.err = err
 	lent := r.lent
 	r.end()

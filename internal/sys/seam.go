@@ -10,6 +10,7 @@ const (
 	OpAccept Op = iota
 	OpBind
 	OpChmod
+	OpClockGettime
 	OpClose
 	OpConnect
 	OpEpollCreate
@@ -19,12 +20,14 @@ const (
 	OpFcntl
 	OpFutex
 	OpGetpeername
+	OpGetrusage
 	OpGetsockname
 	OpGetsockopt
 	OpIoctl
 	OpListen
 	OpLstat
 	OpMmap
+	OpOpen
 	OpRead
 	OpRecv
 	OpSchedSetaffinity
@@ -45,8 +48,8 @@ const (
 const Ops = int(opCount)
 
 var opNames = [opCount]string{
-	"accept4", "bind", "chmod", "close", "connect", "epoll_create1", "epoll_ctl", "epoll_wait", "eventfd2", "fcntl",
-	"futex", "getpeername", "getsockname", "getsockopt", "ioctl", "listen", "lstat", "mmap", "read", "recvfrom", "sched_setaffinity",
+	"accept4", "bind", "chmod", "clock_gettime", "close", "connect", "epoll_create1", "epoll_ctl", "epoll_wait", "eventfd2", "fcntl",
+	"futex", "getpeername", "getrusage", "getsockname", "getsockopt", "ioctl", "listen", "lstat", "mmap", "openat", "read", "recvfrom", "sched_setaffinity",
 	"sched_setattr", "sendto", "setsockopt", "shutdown", "socket", "unlink", "io_uring_enter", "io_uring_register",
 	"io_uring_setup", "write",
 }

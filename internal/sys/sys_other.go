@@ -216,6 +216,15 @@ func Gettid() int { return 0 }
 // CPU answers -1.
 func CPU() int { return -1 }
 
+// CPUTime answers ENOSYS.
+func CPUTime(int) (int64, Errno) { return 0, ENOSYS }
+
+// Waits answers ENOSYS.
+func Waits() (int64, Errno) { return 0, ENOSYS }
+
+// IsRunnable answers ENOSYS.
+func IsRunnable(int) (bool, Errno) { return false, ENOSYS }
+
 // GetSched answers ENOSYS.
 func GetSched(int) (Sched, Errno) { return Sched{}, ENOSYS }
 

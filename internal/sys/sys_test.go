@@ -642,6 +642,9 @@ func calls(t *testing.T) map[Op][]func() Errno {
 		OpIoctl:            {func() Errno { return second(Unacknowledged(near)) }, func() Errno { return EpollBusyPoll(epfd, 0) }},
 		OpListen:           {func() Errno { return Listen(near, 1) }},
 		OpLstat:            {func() Errno { return second(IsSocket(path)) }},
+		OpClockGettime:     {func() Errno { return second(CPUTime(0)) }},
+		OpGetrusage:        {func() Errno { return second(Waits()) }},
+		OpOpen:             {func() Errno { return second(IsRunnable(Gettid())) }},
 		OpRead:             {func() Errno { return second(Read(near, p)) }},
 		OpRecv:             {func() Errno { return second(Recv(near, p)) }},
 		OpSchedSetaffinity: {func() Errno { cpus, _ := Affinity(); return SetAffinity(0, cpus) }},
@@ -781,6 +784,74 @@ func TestGettid(t *testing.T) {
 	defer runtime.UnlockOSThread()
 	if got, want := Gettid(), unix.Gettid(); got != want || got == 0 {
 		t.Errorf("%d, not %d", got, want)
+	}
+}
+
+// TestWhatAThreadDoes looks at a thread that computes, sleeps, and waits for a CPU that another one has.
+func TestWhatAThreadDoes(t *testing.T) {
+	var tid atomic.Int64
+	var computes atomic.Bool
+	var waits [2]int64
+	computes.Store(true)
+	asleep, goOn, ended := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		tid.Store(int64(Gettid()))
+		for computes.Load() {
+		}
+		waits[0], _ = Waits()
+		close(asleep)
+		<-goOn
+		waits[1], _ = Waits()
+	}()
+	for tid.Load() == 0 {
+		runtime.Gosched()
+	}
+	id := int(tid.Load())
+	time0, errno := CPUTime(id)
+	check(t, "read the CPU time of another thread", errno)
+	for end := time.Now().Add(10 * time.Second); ; {
+		now, errno := CPUTime(id)
+		check(t, "read it again", errno)
+		if now-time0 > int64(time.Millisecond) {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("it computes, and has had %v", time.Duration(now-time0))
+		}
+	}
+	runnable, errno := IsRunnable(id)
+	check(t, "look at a thread that computes", errno)
+	if !runnable {
+		t.Error("it computes, and is not runnable")
+	}
+	computes.Store(false)
+	<-asleep
+	for end := time.Now().Add(10 * time.Second); ; {
+		runnable, errno := IsRunnable(id)
+		check(t, "look at a thread that sleeps", errno)
+		if !runnable {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("it sleeps, and is runnable")
+		}
+	}
+	close(goOn)
+	<-ended
+	if waits[1] <= waits[0] {
+		t.Errorf("it has slept, and waited %d times before that, %d after", waits[0], waits[1])
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	own, _ := CPUTime(0)
+	if same, _ := CPUTime(Gettid()); same < own || same > own+int64(time.Second) {
+		t.Errorf("its own CPU time is %d, by its number %d", own, same)
+	}
+	if _, errno := IsRunnable(1 << 22); errno != ENOENT {
+		t.Errorf("a thread that is none: %v", errno)
 	}
 }
 
