@@ -484,6 +484,37 @@ func preemptedHandler(t *testing.T, config Config, watched bool) {
 	a.wait(t, 2)
 }
 
+// TestReliefWithoutClocks has the kernel refuse to say what threads do: callbacks that take long are relieved all the same.
+func TestReliefWithoutClocks(t *testing.T) {
+	for _, refused := range []sys.Op{sys.OpClockGettime, sys.OpGetrusage, sys.OpOpen} {
+		t.Run(refused.String(), func(t *testing.T) {
+			testutil.CheckLeaks(t)
+			testutil.InjectFaults(t, func(op sys.Op, _ int) sys.Fault {
+				if op == refused {
+					return sys.Fault{Errno: sys.EPERM}
+				}
+				return sys.Fault{}
+			})
+			e := newEngine(t, Config{Backend: KindEpoll, Loops: 1, Dispatch: DispatchSteal})
+			h := newStuckHandler()
+			s, a := bind(t, e, "tcp", h)
+			c, other := dial(t, s.Addrs()[0]), dial(t, s.Addrs()[0])
+			beSlow(t, h, other)
+			io.WriteString(c, "b")
+			receive(t, "the handler", h.blocked)
+			roundTrip(t, other, "meanwhile")
+			close(h.goOn)
+			expect(t, c, "b")
+			c.Close()
+			other.Close()
+			a.wait(t, 2)
+			if e.Stats().Reliefs == 0 {
+				t.Error("nobody was relieved")
+			}
+		})
+	}
+}
+
 // TestReliefEnds has callbacks whose loop was taken over end in every way.
 func TestReliefEnds(t *testing.T) {
 	boom := errors.New("boom")
@@ -634,8 +665,15 @@ func TestReliefRaces(t *testing.T) {
 		if b[0] == 'x' {
 			return echo{}.OnData(c)
 		}
-		for began := time.Now(); time.Since(began) < reliefAfter-20*time.Microsecond+time.Duration(b[1])*time.Microsecond; {
-			runtime.Gosched()
+		limit, sleeps := reliefAfter, b[1]%2 == 0
+		if !sleeps {
+			limit = reliefCompute
+		}
+		limit += time.Duration(b[1])*time.Microsecond/2 - 20*time.Microsecond
+		for began := time.Now(); time.Since(began) < limit; {
+			if sleeps {
+				runtime.Gosched() // The thread waits until its goroutine's turn has come.
+			}
 		}
 		switch b[0] {
 		case 'p':
@@ -660,7 +698,7 @@ func TestReliefRaces(t *testing.T) {
 	for i := range rounds {
 		c := dial(t, s.Addrs()[0])
 		_ = c.SetDeadline(time.Now().Add(patience))
-		what := []byte{"rpg"[i%3], byte(i / 3 % 50)}
+		what := []byte{"rpg"[i%3], byte(i / 3 % 100)}
 		if _, err := c.Write(what); err != nil {
 			t.Fatal(err)
 		}
@@ -684,6 +722,9 @@ func TestReliefRaces(t *testing.T) {
 	}
 	if panics != rounds/3 || exits != rounds/3 {
 		t.Errorf("%d connections were told of a panic, and %d of an exit: want %d each", panics, exits, rounds/3)
+	}
+	if e.Stats().Reliefs == 0 {
+		t.Error("nobody was relieved: the test shows nothing")
 	}
 	t.Logf("%d reliefs, %+v", e.Stats().Reliefs, e.Stats().Workers)
 }

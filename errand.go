@@ -231,9 +231,12 @@ func (r *errand) run() {
 		}
 		r.end()
 	}()
-	before := spentNow()
-	began := poller.Nanotime()
-	c := r.conn
+	var before spent
+	steals := r.loop.engine.config.Dispatch == DispatchSteal // Or it makes no difference.
+	if steals {
+		before = spentNow()
+	}
+	began, c := poller.Nanotime(), r.conn
 	switch r.what {
 	case onClose:
 		c.service.handler.OnClose(c, r.err)
@@ -248,6 +251,9 @@ func (r *errand) run() {
 		r.err = c.handle(r.what)
 	}
 	ended = true
+	if !steals {
+		return
+	}
 	slow := before.slowSince(began)
 	c.service.pace.note(slow, r.loop.slowWeight())
 	if r.what == onClose && slow {

@@ -224,14 +224,13 @@ func (l *loop) Relieve(looks int) (took bool, again time.Duration) {
 	again = reliefAfter << min(looks, looksMost)
 	if c != nil && began != 0 {
 		age := time.Duration(poller.Nanotime() - began)
-		stuck := l.isStuck(calls, age)
-		switch {
-		case stuck && l.take(c, calls, began):
+		stuck, rest := l.isStuck(calls, age)
+		if stuck && l.take(c, calls, began) {
 			return true, 0
-		case stuck || age < reliefAfter:
-			again = max(again-age, reliefAfter/8)
-		default:
-			again /= 2
+		}
+		again = max(again-age, reliefAfter/8)
+		if age >= reliefAfter && !stuck {
+			again = max(rest, reliefAfter/2)
 		}
 	}
 	if looks == 1 {
@@ -240,25 +239,26 @@ func (l *loop) Relieve(looks int) (took bool, again time.Duration) {
 	return false, again
 }
 
-// isStuck tells whether the callback with that number, which has begun so long ago, is to be relieved: it sleeps, or has computed for long. Where its thread waits for
-// a CPU, it is left alone. The follower calls it.
-func (l *loop) isStuck(calls uint64, age time.Duration) bool {
+// isStuck tells whether the callback with that number, which has begun so long ago, is to be relieved: it sleeps, or has computed for long. If not, it says for how
+// long it would have to go on with that. Where its thread waits for a CPU, it is left alone. The follower calls it.
+func (l *loop) isStuck(calls uint64, age time.Duration) (stuck bool, rest time.Duration) {
 	w, tid := &l.lookout, int(l.thread.Load())
 	cpu, errno := sys.CPUTime(tid)
 	if errno != 0 {
-		return age >= reliefAfter
+		return age >= reliefAfter, 0
 	}
 	if w.seenCalls != calls {
 		w.seenCalls, w.seenCPU, w.seenUsed = calls, cpu, int64(min(age, reliefAfter))
 	}
 	if age < reliefAfter {
-		return false
+		return false, 0
 	}
-	if w.seenUsed+cpu-w.seenCPU >= int64(reliefCompute) {
-		return true
+	rest = reliefCompute - time.Duration(w.seenUsed+cpu-w.seenCPU)
+	if rest <= 0 {
+		return true, 0
 	}
 	runnable, errno := sys.IsRunnable(tid)
-	return errno != 0 || !runnable
+	return errno != 0 || !runnable, rest
 }
 
 // Stray implements [poller.SharedSink].
