@@ -398,18 +398,31 @@ func TestNearLoops(t *testing.T) {
 }
 
 // TestPreemptedHandler has a thread with a higher priority take the loop's CPU for a millisecond in each callback. The handler is not slow: nobody runs its callbacks
-// but the loop, and nobody relieves it, also where it is looked after.
+// but the loop, and nobody relieves it, also where it is looked after. Once in a while a callback is slow all the same, as the runtime, or a hypervisor,
+// has stopped it; so one try of three must show it.
 func TestPreemptedHandler(t *testing.T) {
 	eachBackend(t, func(t *testing.T, config Config) {
-		t.Run("", func(t *testing.T) { preemptedHandler(t, config, false) })
-		if config.Backend == KindEpoll {
-			t.Run("watched", func(t *testing.T) { preemptedHandler(t, config, true) })
+		testutil.CheckLeaks(t)
+		for _, watched := range []bool{false, true} {
+			if watched && config.Backend != KindEpoll {
+				continue
+			}
+			var found string
+			for range 3 {
+				if found = preemptedHandler(t, config, watched); found == "" {
+					break
+				}
+			}
+			if found != "" {
+				t.Errorf("looked after %v: %s", watched, found)
+			}
 		}
 	})
 }
 
-func preemptedHandler(t *testing.T, config Config, watched bool) {
-	testutil.CheckLeaks(t)
+// preemptedHandler returns what is wrong.
+func preemptedHandler(t *testing.T, config Config, watched bool) (found string) {
+	t.Helper()
 	cpus := host.Affinity()
 	if len(cpus) < 2 {
 		t.Skip("it takes two CPUs")
@@ -473,15 +486,18 @@ func preemptedHandler(t *testing.T, config Config, watched bool) {
 		roundTrip(t, other, "x")
 		expect(t, c, "p")
 	}
-	if late.Load() < calls/2 {
-		t.Errorf("only %d of %d callbacks have lost their CPU: the test shows nothing", late.Load(), calls)
-	}
 	if n := e.Stats(); n.Reliefs > 0 || n.Workers.Run > 0 || s.pace.slow() {
-		t.Errorf("%d reliefs, %d callbacks on workers, slow: %v", n.Reliefs, n.Workers.Run, s.pace.slow())
+		found = fmt.Sprintf("%d reliefs, %d callbacks on workers, slow: %v", n.Reliefs, n.Workers.Run, s.pace.slow())
+	} else if late.Load() < calls/2 {
+		found = fmt.Sprintf("only %d of %d callbacks have lost their CPU: the test shows nothing", late.Load(), calls)
 	}
 	c.Close()
 	other.Close()
 	a.wait(t, 2)
+	if err := e.Close(); err != nil {
+		t.Error(err)
+	}
+	return found
 }
 
 // TestReliefWithoutClocks has the kernel refuse to say what threads do: callbacks that take long are relieved all the same.
