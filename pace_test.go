@@ -124,3 +124,11 @@ func TestSpentSlow(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkSpent is what a turn costs more in which callbacks are measured, and a callback on a worker.
+func BenchmarkSpent(b *testing.B) {
+	b.ReportAllocs()
+	for b.Loop() {
+		spentNow()
+	}
+}
