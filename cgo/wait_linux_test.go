@@ -41,12 +41,19 @@ func TestEpollWait(t *testing.T) {
 			epfd, near, far := pipe(t)
 			events := make([]sys.EpollEvent, 4)
 			for _, spin := range []time.Duration{0, time.Microsecond, time.Millisecond} {
-				begin := time.Now()
-				if n, errno := wait(epfd, events, spin, 5*time.Millisecond); n != 0 || errno != 0 {
-					t.Errorf("spin %v, nothing there: %d, %v", spin, n, errno)
-				}
-				if passed := time.Since(begin); name == "wait" && passed < 5*time.Millisecond {
-					t.Errorf("spin %v: it has waited %v instead of 5ms", spin, passed)
+				// A signal of Go's runtime may end a wait early; hardly one after the other.
+				for try := 1; ; try++ {
+					begin := time.Now()
+					if n, errno := wait(epfd, events, spin, 5*time.Millisecond); n != 0 || errno != 0 {
+						t.Fatalf("spin %v, nothing there: %d, %v", spin, n, errno)
+					}
+					passed := time.Since(begin)
+					if name != "wait" || passed >= 5*time.Millisecond {
+						break
+					}
+					if try == 5 {
+						t.Fatalf("spin %v: it has waited %v instead of 5ms, and less than that four times before", spin, passed)
+					}
 				}
 				if n, errno := wait(epfd, events, spin, 0); n != 0 || errno != 0 {
 					t.Errorf("spin %v, no time: %d, %v", spin, n, errno)
@@ -62,6 +69,9 @@ func TestEpollWait(t *testing.T) {
 						spin = testutil.Patience
 					}
 					n, errno := wait(epfd, events, spin, limit)
+					for try := 1; n == 0 && errno == 0 && try < 5; try++ {
+						n, errno = wait(epfd, events, spin, limit)
+					}
 					if n != 1 || errno != 0 || sys.EpollData(&events[0]) != 42 || events[0].Events != sys.EPOLLIN {
 						t.Fatalf("spin %v, delay %v: %d, %v, %+v", spin, delay, n, errno, events[0])
 					}
