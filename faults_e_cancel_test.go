@@ -136,7 +136,7 @@ func TestE15CancelRaces(t *testing.T) {
 			})
 			const enough = 5000
 			var conns atomic.Int64
-			everyone(t, 16, func(i int) error {
+			everyoneGoesOn(t, 16, operations.Load, func(i int) error {
 				b := append([]byte{byte(i)}, patterned(uint64(i), length)...)
 				for operations.Load() < enough {
 					c := dial(t, s.Addrs()[0])

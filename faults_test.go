@@ -732,6 +732,32 @@ func checkPattern(r io.Reader, id uint64, n int) error {
 // everyone runs f for n clients at the same time, and reports what fails.
 func everyone(t testing.TB, n int, f func(i int) error) {
 	t.Helper()
+	within(t, "the clients", clients(t, n, f))
+}
+
+// everyoneGoesOn is everyone for a test that does a lot: it may last for as long as what it has done so far still grows.
+func everyoneGoesOn(t testing.TB, n int, done func() int64, f func(i int) error) {
+	t.Helper()
+	ended := make(chan struct{})
+	wait := clients(t, n, f)
+	go func() { defer close(ended); wait() }()
+	for before := done(); ; {
+		select {
+		case <-ended:
+			return
+		case <-time.After(patience):
+		}
+		now := done()
+		if now == before {
+			stacks := make([]byte, 1<<20)
+			t.Fatalf("the clients have done nothing for %v, after %d\n%s", patience, now, stacks[:runtime.Stack(stacks, true)])
+		}
+		before = now
+	}
+}
+
+// clients starts f for n clients, and returns what waits for them.
+func clients(t testing.TB, n int, f func(i int) error) (wait func()) {
 	var wg sync.WaitGroup
 	for i := range n {
 		wg.Go(func() {
@@ -740,5 +766,5 @@ func everyone(t testing.TB, n int, f func(i int) error) {
 			}
 		})
 	}
-	within(t, "the clients", wg.Wait)
+	return wg.Wait
 }
