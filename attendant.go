@@ -16,7 +16,8 @@ type attendance struct {
 	demotions uint64 // of those before
 }
 
-// beAttended gets an attendant for the calling thread, which is the loop's, if it needs one. Where there is none, it stays an ordinary thread.
+// beAttended gets an attendant for the calling thread, which is the loop's, if it needs one. Where there is none, it stays an
+// ordinary thread.
 func (l *loop) beAttended() {
 	l.dismiss() // The last thread's: it has ended.
 	if !l.pin.Sched.FIFO || l.engine.config.Isolate {

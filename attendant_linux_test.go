@@ -27,8 +27,8 @@ func (h *computer) OnData(c *Conn) error {
 	return h.echo.OnData(c)
 }
 
-// TestRealtimeTurnThatDoesNotEnd has a callback of a loop with SCHED_FIFO compute until the loop has lost its priority. It has it back in
-// the next turns, and the attendant ends with the engine.
+// TestRealtimeTurnThatDoesNotEnd has a callback of a loop with SCHED_FIFO compute until the loop has lost its priority. It has
+// it back in the next turns, and the attendant ends with the engine.
 func TestRealtimeTurnThatDoesNotEnd(t *testing.T) {
 	if !cgo.Attends {
 		t.Skip("there are no attendants without cgo")
@@ -115,8 +115,8 @@ func TestAttendantHearsOfStops(t *testing.T) {
 	})
 }
 
-// TestRealtimeRefusedAfterItsAttendant has an attendant start and the loop stay an ordinary thread: the attendant goes, and on epoll the loop
-// can be relieved as every ordinary one.
+// TestRealtimeRefusedAfterItsAttendant has an attendant start and the loop stay an ordinary thread: the attendant goes, and on
+// epoll the loop can be relieved as every ordinary one.
 func TestRealtimeRefusedAfterItsAttendant(t *testing.T) {
 	if !cgo.Attends {
 		t.Skip("there are no attendants without cgo")

@@ -30,9 +30,9 @@ type Config struct {
 	// waits on that P until another one that has nothing to do takes it; see ARCHITECTURE.md. 0: as the profile says.
 	Hot time.Duration
 
-	// Procs is how many goroutines run at once, GOMAXPROCS, while the loops run. 0: one more for each loop than it was, so
-	// that none has to wait for another goroutine's time slice, and another one where they are always hot. ProcsKeep leaves it alone, and makes no loop hot. It is set
-	// back when the engine closes.
+	// Procs is how many goroutines run at once, GOMAXPROCS, while the loops run. 0: one more for each loop than it was, so that
+	// none has to wait for another goroutine's time slice, and another one where they are always hot. ProcsKeep leaves it alone,
+	// and makes no loop hot. It is set back when the engine closes.
 	Procs int
 
 	// CPUs says where the loops' threads run: "none" pins none, "auto" each to a CPU of its own as far as there are enough,
@@ -61,9 +61,10 @@ type Config struct {
 	BusyPoll time.Duration
 
 	// Dispatch says where handlers run. "inline": on the event loops, so they must not block. "steal": there too; on epoll, once
-	// some were slow, another thread becomes the loop when a callback sleeps 100 us after it began or has computed for 250 us, and OnClose runs on a worker; and the
-	// callbacks of a service of which more than one in 16 is slow, or one in 256 on io_uring, run on workers,
-	// goroutines that may block, until it is fast again. Slow are those that take longer than 200 us and sleep, or compute for more than 500 us. "workers": always on workers. In every way one callback of a connection runs at a time, in
+	// some were slow, another thread becomes the loop when a callback sleeps 100 us after it began or has computed for 250 us, and
+	// OnClose runs on a worker; and the callbacks of a service of which more than one in 16 is slow, or one in 256 on io_uring,
+	// run on workers, goroutines that may block, until it is fast again. Slow are those that take longer than 200 us and sleep, or
+	// compute for more than 500 us. "workers": always on workers. In every way one callback of a connection runs at a time, in
 	// order. Empty: steal, and inline on one CPU.
 	Dispatch Dispatch
 

@@ -362,8 +362,8 @@ func (c *Conn) Detach() (net.Conn, error) {
 	return d, err
 }
 
-// ask tells the loop that something is wanted. Inside a callback the loop, or the worker, sees it when the callback returns; else the
-// first request posts a letter, and those that come before it is read go with it. mu is held.
+// ask tells the loop that something is wanted. Inside a callback the loop, or the worker, sees it when the callback returns;
+// else the first request posts a letter, and those that come before it is read go with it. mu is held.
 func (c *Conn) ask(what requests) {
 	if c.state.Load() == stateClosed {
 		return

@@ -577,8 +577,8 @@ func TestDirectIndexIsNoDescriptor(t *testing.T) {
 	}
 }
 
-// BenchmarkAccept measures a connection from its connect to its close, with a client in the same process that takes its
-// part of the time, and of the CPU time that is reported too. A listener on every address asks for the local one of each connection.
+// BenchmarkAccept measures a connection from its connect to its close, with a client in the same process that takes its part of
+// the time, and of the CPU time that is reported too. A listener on every address asks for the local one of each connection.
 func BenchmarkAccept(b *testing.B) {
 	for _, c := range []struct {
 		name, addr string

@@ -93,8 +93,8 @@ type near struct {
 	cpu   func() int
 }
 
-// makeNear returns nil where it makes no difference: all loops share one cache, or run anywhere. sharers tells which CPUs share a cache
-// with one.
+// makeNear returns nil where it makes no difference: all loops share one cache, or run anywhere. sharers tells which CPUs share
+// a cache with one.
 func makeNear(threads []cgo.Thread, allowed []int, sharers func(cpu int) []int) *near {
 	n := &near{cpu: sys.CPU}
 	differ := false

@@ -190,8 +190,8 @@ func TestSlowOnCloseHoldsUpNobody(t *testing.T) {
 	})
 }
 
-// TestReliefOfTheStarved relieves a callback that a loop runs while it goes through the connections that the kernel had no memory for: the
-// others have their try all the same.
+// TestReliefOfTheStarved relieves a callback that a loop runs while it goes through the connections that the kernel had no
+// memory for: the others have their try all the same.
 func TestReliefOfTheStarved(t *testing.T) {
 	testutil.CheckLeaks(t)
 	e := newEngine(t, Config{Backend: KindEpoll, Loops: 1, Dispatch: DispatchSteal, WriteLimit: 32 << 10})
@@ -260,8 +260,8 @@ func TestReliefOfTheStarved(t *testing.T) {
 	}
 }
 
-// TestReliefOfTheLastAccept relieves OnOpen of a connection that was accepted because its listener closes, or has it end its goroutine: the
-// others are accepted all the same, and Shutdown comes to its end.
+// TestReliefOfTheLastAccept relieves OnOpen of a connection that was accepted because its listener closes, or has it end its
+// goroutine: the others are accepted all the same, and Shutdown comes to its end.
 func TestReliefOfTheLastAccept(t *testing.T) {
 	for name, exits := range map[string]bool{"relief": false, "goexit": true} {
 		t.Run(name, func(t *testing.T) {
@@ -323,8 +323,8 @@ func TestReliefOfTheLastAccept(t *testing.T) {
 	}
 }
 
-// TestHandlerThatIsSlowNowAndThen changes its mind all the time about whether a handler is slow, while connections send more than fits into
-// a buffer: every byte is echoed.
+// TestHandlerThatIsSlowNowAndThen changes its mind all the time about whether a handler is slow, while connections send more
+// than fits into a buffer: every byte is echoed.
 func TestHandlerThatIsSlowNowAndThen(t *testing.T) {
 	eachBackend(t, func(t *testing.T, config Config) {
 		testutil.CheckLeaks(t)
@@ -397,9 +397,9 @@ func TestNearLoops(t *testing.T) {
 	}
 }
 
-// TestPreemptedHandler has a thread with a higher priority take the loop's CPU for a millisecond in each callback. The handler is not slow: nobody runs its callbacks
-// but the loop, and nobody relieves it, also where it is looked after. Once in a while a callback is slow all the same, as the runtime, or a hypervisor,
-// has stopped it; so one try of three must show it.
+// TestPreemptedHandler has a thread with a higher priority take the loop's CPU for a millisecond in each callback. The handler
+// is not slow: nobody runs its callbacks but the loop, and nobody relieves it, also where it is looked after. Once in a while a
+// callback is slow all the same, as the runtime, or a hypervisor, has stopped it; so one try of three must show it.
 func TestPreemptedHandler(t *testing.T) {
 	eachBackend(t, func(t *testing.T, config Config) {
 		testutil.CheckLeaks(t)
@@ -885,7 +885,8 @@ func slowHandlerMoves(t *testing.T, config Config) {
 	a.wait(t, 1)
 }
 
-// TestDialWaitsForOnOpen has OnOpen take its time, wherever it runs: Dial returns when it has returned, or the connection is closed.
+// TestDialWaitsForOnOpen has OnOpen take its time, wherever it runs: Dial returns when it has returned, or the connection is
+// closed.
 func TestDialWaitsForOnOpen(t *testing.T) {
 	eachBackend(t, func(t *testing.T, config Config) {
 		for _, dispatch := range []Dispatch{DispatchInline, DispatchSteal, DispatchWorkers} {

@@ -674,8 +674,8 @@ func (s *Service) stopAccepting() {
 	close(s.stopped)
 }
 
-// each has f called on its loop for every connection of the service, soon. Where a callback of one of them ends the loop's goroutine, f is
-// called again for all that are left.
+// each has f called on its loop for every connection of the service, soon. Where a callback of one of them ends the loop's
+// goroutine, f is called again for all that are left.
 func (s *Service) each(f func(*loop, *Conn)) {
 	for _, l := range s.engine.loops {
 		var call func()

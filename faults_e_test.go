@@ -41,8 +41,8 @@ import (
 // each buffer one completion), E24 (SQPOLL is not used), E28 (the kernel's workers that ignore a mask of CPUs: there are
 // none, as each test of this group checks, which is also E27). Zero-copy sends are not used either.
 
-// tinyRings returns a configuration with the smallest rings, and buffers that hold a record, so that connections are not
-// taken for ones with much to read, which do without the buffers. It is for a test that must leave nothing behind, log no error, and
+// tinyRings returns a configuration with the smallest rings, and buffers that hold a record, so that connections are not taken
+// for ones with much to read, which do without the buffers. It is for a test that must leave nothing behind, log no error, and
 // never have the kernel start a worker.
 func tinyRings(t *testing.T) Config {
 	t.Helper()

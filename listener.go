@@ -493,8 +493,8 @@ func (l *loop) addAcceptor(a *acceptor) error {
 
 // removeAcceptor stops accepting. What waits in the queue is accepted first, so that a graceful end resets nobody.
 //
-// It may be begun once more by who has taken the loop over from a callback of a connection that it accepts: see resumeLeaving. The done of
-// the first time, if there is one, is called at the end, whoever comes there.
+// It may be begun once more by who has taken the loop over from a callback of a connection that it accepts: see resumeLeaving.
+// The done of the first time, if there is one, is called at the end, whoever comes there.
 func (l *loop) removeAcceptor(a *acceptor, done func()) {
 	if a.gone {
 		if done != nil {

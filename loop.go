@@ -155,8 +155,8 @@ func (l *loop) settle() {
 }
 
 // serve has the calling thread run the loop until the engine closes. It is true if the thread is free again before that: it was
-// relieved in a callback that has ended now, or is not needed. A handler that ends the goroutine by runtime.Goexit (as t.FailNow does)
-// does not end the loop: another goroutine goes on.
+// relieved in a callback that has ended now, or is not needed. A handler that ends the goroutine by runtime.Goexit (as
+// t.FailNow does) does not end the loop: another goroutine goes on.
 func (l *loop) serve(run func() error) (again bool) {
 	ended := false
 	defer func() {
@@ -254,8 +254,9 @@ func (l *loop) end(err error) {
 	l.insist(l.settleAway)
 }
 
-// insist calls f until it is through. A callback that ends the goroutine (runtime.Goexit) leaves it in the middle; what is deferred is still run then,
-// on the same thread, to which a ring belongs: so f is called again from there, one level deeper for each time.
+// insist calls f until it is through. A callback that ends the goroutine (runtime.Goexit) leaves it in the middle; what is
+// deferred is still run then, on the same thread, to which a ring belongs: so f is called again from there, one level deeper
+// for each time.
 func (l *loop) insist(f func()) {
 	through := false
 	defer func() {
@@ -660,8 +661,8 @@ func (l *loop) conclude(c *Conn, err error, asked requests, paused bool) {
 	l.attend(c, asked, err)
 }
 
-// leave ends the callback for the other goroutines: from here on they post letters. It sends what was gathered. ok is false if another
-// thread is the loop now: see reliefs.
+// leave ends the callback for the other goroutines: from here on they post letters. It sends what was gathered. ok is false if
+// another thread is the loop now: see reliefs.
 func (l *loop) leave(c *Conn) (asked requests, paused bool, err error, ok bool) {
 	c.mu.Lock()
 	if !l.current.CompareAndSwap(c, nil) {

@@ -25,13 +25,14 @@ type lowered struct {
 	before map[int]time.Duration
 }
 
-// shortSlices keeps the slices short that the kernel gives to threads that are not realtime (since 6.12). A loop that has to give up its P has it
-// back from several of them, one after the other, and the kernel lets a thread that has the CPU finish its slice first, of 3 ms or so: see
-// [cgo.Attendant], which has it look. What each thread gets of the CPU is the same.
+// shortSlices keeps the slices short that the kernel gives to threads that are not realtime (since 6.12). A loop that has to
+// give up its P has it back from several of them, one after the other, and the kernel lets a thread that has the CPU finish its
+// slice first, of 3 ms or so: see [cgo.Attendant], which has it look. What each thread gets of the CPU is the same.
 var shortSlices = lowered{get: sys.SliceOf, set: sys.SetSlice, low: 100 * time.Microsecond, resets: true}
 
-// shortSlack has sleeps end when they are to, and not up to 50 us later. A thread of the runtime that looks for work sleeps for 3 us before it takes what
-// a running goroutine has just made ready, and a loop that is always hot is running, as far as the runtime knows.
+// shortSlack has sleeps end when they are to, and not up to 50 us later. A thread of the runtime that looks for work sleeps for
+// 3 us before it takes what a running goroutine has just made ready, and a loop that is always hot is running, as far as the
+// runtime knows.
 var shortSlack = lowered{get: host.TimerSlack, set: host.SetTimerSlack, low: time.Nanosecond}
 
 // begin keeps it low until as many ends. The error says that the kernel does not allow it.

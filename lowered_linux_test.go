@@ -14,8 +14,8 @@ import (
 	"github.com/pollux-go/pollux/internal/testutil"
 )
 
-// TestTimeslices looks at the slices of the process's threads while engines with realtime loops come and go: they are short until the
-// last one has closed, those of new threads too, and what somebody has set himself is his again afterwards.
+// TestTimeslices looks at the slices of the process's threads while engines with realtime loops come and go: they are short
+// until the last one has closed, those of new threads too, and what somebody has set himself is his again afterwards.
 func TestTimeslices(t *testing.T) {
 	testutil.CheckLeaks(t)
 	usual, errno := sys.SliceOf(0)

@@ -8,9 +8,10 @@ import (
 	"github.com/pollux-go/pollux/poller"
 )
 
-// A call is slow that takes longer than slowCall, part of which it sleeps: others have waited for it by then for longer than a hand-over to a worker takes. One that
-// computes is slow when it has had the CPU for slowCompute. Somebody else would need a CPU as well, and between the two a hypervisor that takes the
-// CPU away, which nobody can tell from computing, made many a fast call slow.
+// A call is slow that takes longer than slowCall, part of which it sleeps: others have waited for it by then for longer than a
+// hand-over to a worker takes. One that computes is slow when it has had the CPU for slowCompute. Somebody else would need a
+// CPU as well, and between the two a hypervisor that takes the CPU away, which nobody can tell from computing, made many a fast
+// call slow.
 const (
 	slowCall    = 200 * time.Microsecond
 	slowCompute = 500 * time.Microsecond
@@ -102,8 +103,8 @@ func (t *timing) turn(now int64, calls uint64, long bool) {
 	t.after = now + t.pause
 }
 
-// spent is what a thread has spent until an instant. A callback may have taken long because others had its CPU. It is not slow then, and a
-// worker, or another thread for the loop, would only be one more that wants a CPU.
+// spent is what a thread has spent until an instant. A callback may have taken long because others had its CPU. It is not slow
+// then, and a worker, or another thread for the loop, would only be one more that wants a CPU.
 type spent struct {
 	at    int64 // 0: not known
 	tid   int
@@ -123,8 +124,8 @@ func spentNow() spent {
 	return s
 }
 
-// slow tells whether a call was slow that has begun at an instant, after s, took so many nanoseconds, and has ended with now. Of what the thread has used since s, the
-// time before the call is not counted as the call's.
+// slow tells whether a call was slow that has begun at an instant, after s, took so many nanoseconds, and has ended with now.
+// Of what the thread has used since s, the time before the call is not counted as the call's.
 func (s spent) slow(began, took int64, now spent) bool {
 	switch {
 	case took <= int64(slowCall):

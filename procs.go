@@ -55,8 +55,8 @@ func giveProcs(n int) {
 	runtime.GOMAXPROCS(procs.set)
 }
 
-// procsChanged tells whether somebody else has set GOMAXPROCS since the loops began, once for each value. It is left so: who sets it
-// back to what it was, which has the loops' share in it, would otherwise raise it each time.
+// procsChanged tells whether somebody else has set GOMAXPROCS since the loops began, once for each value. It is left so: who
+// sets it back to what it was, which has the loops' share in it, would otherwise raise it each time.
 func procsChanged() (now int, changed bool) {
 	procs.mu.Lock()
 	defer procs.mu.Unlock()

@@ -57,8 +57,8 @@ func (c *Config) spinBudget() (budget time.Duration, adaptive bool) {
 }
 
 // checkRealtime refuses what might stop the process: a thread that spins as SCHED_FIFO lets nobody else onto its CPU, and a
-// thread of the runtime that was interrupted there may hold a lock that the loop waits for. One that does not spin has an attendant, which
-// sees to that, where there is cgo.
+// thread of the runtime that was interrupted there may hold a lock that the loop waits for. One that does not spin has an
+// attendant, which sees to that, where there is cgo.
 func (c *Config) checkRealtime() error {
 	sched, err := cgo.ParseSched(c.Sched)
 	switch {

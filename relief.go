@@ -14,24 +14,24 @@ import (
 
 // Relief: an event loop is taken over from a thread that is stuck in a handler, so that the other connections need not wait for it.
 //
-// While a loop is looked after, because callbacks of it were slow lately, it is shared by two threads: see poller.Loop.Share. One of
-// them has the turns, and the other one sleeps in the same epoll set, until an event comes while the first one is busy. Then it looks
-// for how long the callback has been running that the first one is in. If that is long it becomes the loop, and the callback an
-// errand: what runs it is no loop any more. So a handler that is fast, but for one call in a hundred, costs no hand-over where it is
-// fast, and costs the others a moment where it is not; and where there are no others, nothing. In particular no timer is set, turn by
-// turn: on a virtual machine that may take five microseconds, each time.
+// While a loop is looked after, because callbacks of it were slow lately, it is shared by two threads: see poller.Loop.Share.
+// One of them has the turns, and the other one sleeps in the same epoll set, until an event comes while the first one is busy.
+// Then it looks for how long the callback has been running that the first one is in. If that is long it becomes the loop, and
+// the callback an errand: what runs it is no loop any more. So a handler that is fast, but for one call in a hundred, costs no
+// hand-over where it is fast, and costs the others a moment where it is not; and where there are no others, nothing. In
+// particular no timer is set, turn by turn: on a virtual machine that may take five microseconds, each time.
 //
-// Ownership. A loop's state belongs to the goroutine that has put a connection into loop.current, or took it out. While a handler
-// runs, whoever holds that connection's mutex and finds it there may take it out and is the loop from then on: the loop's own way
-// out of a callback is the same compare-and-swap, under the same mutex (leave). Who finds that it came second touches nothing of the
-// loop, ends the errand, and unwinds to serve (lost). Functions that end in between, by a panic or by Goexit, compare
-// loop.tenure, which each relief counts up, with what it was when they began.
+// Ownership. A loop's state belongs to the goroutine that has put a connection into loop.current, or took it out. While a
+// handler runs, whoever holds that connection's mutex and finds it there may take it out and is the loop from then on: the
+// loop's own way out of a callback is the same compare-and-swap, under the same mutex (leave). Who finds that it came second
+// touches nothing of the loop, ends the errand, and unwinds to serve (lost). Functions that end in between, by a panic or by
+// Goexit, compare loop.tenure, which each relief counts up, with what it was when they began.
 //
 // Threads. The one that was relieved is not ended, but waits as a spare one until the next follower is needed: a service that is
 // relieved fifty times a second makes no threads, but for callbacks that are stuck at the same time.
 //
-// OnClose is called from anywhere in the loop, which could not be gone on with there by another thread. So while a loop is looked after,
-// each OnClose goes to a worker.
+// OnClose is called from anywhere in the loop, which could not be gone on with there by another thread. So while a loop is
+// looked after, each OnClose goes to a worker.
 //
 // A ring belongs to its thread: on io_uring, handlers that are slow go to workers.
 
@@ -65,8 +65,8 @@ type lookout struct {
 }
 
 const (
-	// reliefAfter is how long ago a callback has begun, at least, that is relieved where it sleeps, and reliefCompute for how long it has had the CPU
-	// where it computes.
+	// reliefAfter is how long ago a callback has begun, at least, that is relieved where it sleeps, and reliefCompute for how long
+	// it has had the CPU where it computes.
 	reliefAfter   = slowCall / 2
 	reliefCompute = slowCompute / 2
 
@@ -239,8 +239,9 @@ func (l *loop) Relieve(looks int) (took bool, again time.Duration) {
 	return false, again
 }
 
-// isStuck tells whether the callback with that number, which has begun so long ago, is to be relieved: it sleeps, or has computed for long. If not, it says for how
-// long it would have to go on with that. Where its thread waits for a CPU, it is left alone. The follower calls it.
+// isStuck tells whether the callback with that number, which has begun so long ago, is to be relieved: it sleeps, or has
+// computed for long. If not, it says for how long it would have to go on with that. Where its thread waits for a CPU, it is
+// left alone. The follower calls it.
 func (l *loop) isStuck(calls uint64, age time.Duration) (stuck bool, rest time.Duration) {
 	w, tid := &l.lookout, int(l.thread.Load())
 	cpu, errno := sys.CPUTime(tid)

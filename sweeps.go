@@ -13,8 +13,8 @@ const (
 	sweepsMost = 10
 )
 
-// untilNone sweeps until it finds nothing more to do: a thread that was not changed yet may have made another one meanwhile, after the list was
-// read, which is like it.
+// untilNone sweeps until it finds nothing more to do: a thread that was not changed yet may have made another one meanwhile,
+// after the list was read, which is like it.
 func untilNone(sweep func() (changed bool)) {
 	for range sweepsMost {
 		if !sweep() {

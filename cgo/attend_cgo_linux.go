@@ -21,23 +21,25 @@ import (
 // Attends tells whether there are attendants: they are threads of C, which need no P.
 const Attends = true
 
-// An Attendant looks after a thread of Go's with SCHED_FIFO that shares its CPU with other threads of the process. It is a thread of C on
-// that CPU, one priority above, which sleeps but for some microseconds every 4 ms. Two things go wrong without it.
+// An Attendant looks after a thread of Go's with SCHED_FIFO that shares its CPU with other threads of the process. It is a
+// thread of C on that CPU, one priority above, which sleeps but for some microseconds every 4 ms. Two things go wrong without
+// it.
 //
-// The runtime waits for what another thread does within a few instructions by looking at it again and again (casGToPreemptScan and casgstatus in
-// runtime/proc.go, the bit Gscan). Where the other thread was interrupted within these instructions by the realtime one, on the same CPU, that
-// never happens: until the kernel's fair server or throttling lets others on for 50 ms, after 950 ms. So a loop that uses the CPU for
-// 5 ms without a new wait is made an ordinary thread until the next one.
+// The runtime waits for what another thread does within a few instructions by looking at it again and again (casGToPreemptScan
+// and casgstatus in runtime/proc.go, the bit Gscan). Where the other thread was interrupted within these instructions by the
+// realtime one, on the same CPU, that never happens: until the kernel's fair server or throttling lets others on for 50 ms,
+// after 950 ms. So a loop that uses the CPU for 5 ms without a new wait is made an ordinary thread until the next one.
 //
-// And a loop that has to give up its P, because the collector stops the world for instance, has it back from other threads, which have it after
-// each other, and each of which waits for the CPU until the kernel's tick takes it from somebody: up to 4 ms each time. So from when the loop
-// was asked for its P until its next wait, the attendant wakes up every 100 us, which does nothing but have the kernel choose anew who is next.
+// And a loop that has to give up its P, because the collector stops the world for instance, has it back from other threads,
+// which have it after each other, and each of which waits for the CPU until the kernel's tick takes it from somebody: up to 4
+// ms each time. So from when the loop was asked for its P until its next wait, the attendant wakes up every 100 us, which does
+// nothing but have the kernel choose anew who is next.
 //
-// While the loop sleeps then, it calls the usher too, a goroutine. A worker of the collector that has scanned the loop's stack makes the loop ready to
-// run next at its own P (resumeG in runtime/preempt.go), and goes on marking, with nothing in between; and a P that has nothing else to do
-// marks, too. That one looks at the queue that all share and at the network poller meanwhile, but not at the queues of others (pollWork in
-// runtime/proc.go), so that the loop would stay there for 10 ms and more. The usher waits in the network poller. The P that runs it has
-// nothing to run after it, and looks everywhere.
+// While the loop sleeps then, it calls the usher too, a goroutine. A worker of the collector that has scanned the loop's stack
+// makes the loop ready to run next at its own P (resumeG in runtime/preempt.go), and goes on marking, with nothing in between;
+// and a P that has nothing else to do marks, too. That one looks at the queue that all share and at the network poller
+// meanwhile, but not at the queues of others (pollWork in runtime/proc.go), so that the loop would stay there for 10 ms and
+// more. The usher waits in the network poller. The P that runs it has nothing to run after it, and looks everywhere.
 type Attendant struct {
 	thread int
 	bell   *os.File      // an eventfd: calls the usher
@@ -57,8 +59,8 @@ type AttendantCounts struct {
 	Ushered   uint64 // times that it came: once for calls that came together
 }
 
-// Attend starts an attendant of the thread tid, which is to be scheduled as s says, which is SCHED_FIFO, on a CPU that it is pinned to; -1: on
-// any. The attendant gets that name, of at most 15 bytes.
+// Attend starts an attendant of the thread tid, which is to be scheduled as s says, which is SCHED_FIFO, on a CPU that it is
+// pinned to; -1: on any. The attendant gets that name, of at most 15 bytes.
 func Attend(tid, cpu int, s Sched, name string) (*Attendant, error) {
 	fail := func(errno sys.Errno) error {
 		return fmt.Errorf("schedule the thread as %v: start its attendant, one priority above: %w%s", s, errno, remedy(s, errno))
@@ -109,8 +111,8 @@ func (a *Attendant) usher() {
 // Thread returns the attendant's own thread id.
 func (a *Attendant) Thread() int { return a.thread }
 
-// Pulse returns what the thread that is looked after counts up when a wait begins and when it has ended, and what it counts up when it is asked
-// for its P: see [sys.Hold]. They are valid until Close.
+// Pulse returns what the thread that is looked after counts up when a wait begins and when it has ended, and what it counts up
+// when it is asked for its P: see [sys.Hold]. They are valid until Close.
 func (a *Attendant) Pulse() (pulse *atomic.Uint64, asked *uint32) {
 	// SAFETY: C's memory, aligned as C aligns it, and used by both sides as atomics.
 	return (*atomic.Uint64)(unsafe.Pointer(&a.c.pulse)), (*uint32)(unsafe.Pointer(&a.c.asked))

@@ -92,9 +92,9 @@ func (l *Loop) Spin(d time.Duration, adaptive bool) {
 	}
 }
 
-// Attend has the loop count in a word that somebody watches, when a wait begins and when it has ended, so that the word is odd during
-// waits; and tell in another one that a signal has interrupted a hot wait: see [Hold]. With nil it does so no more. It is for the goroutine
-// that runs the loop, or before Run.
+// Attend has the loop count in a word that somebody watches, when a wait begins and when it has ended, so that the word is odd
+// during waits; and tell in another one that a signal has interrupted a hot wait: see [Hold]. With nil it does so no more. It
+// is for the goroutine that runs the loop, or before Run.
 func (l *Loop) Attend(pulse *atomic.Uint64, asked *uint32) { l.pulse, l.hold.Asked = pulse, asked }
 
 // Backend returns what the loop waits on.
@@ -399,8 +399,8 @@ func (l *Loop) RunPosts() (any bool) {
 	return posts > 0
 }
 
-// Drain closes the mailbox and runs what is still in it. It is for the goroutine that ran the loop, after Run has
-// returned, so that nobody waits for a post for ever. If a post ends the goroutine (runtime.Goexit), another one may call Drain again.
+// Drain closes the mailbox and runs what is still in it. It is for the goroutine that ran the loop, after Run has returned, so
+// that nobody waits for a post for ever. If a post ends the goroutine (runtime.Goexit), another one may call Drain again.
 func (l *Loop) Drain() {
 	l.slice.close() // If the last Run has not returned.
 	l.RunPosts()

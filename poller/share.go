@@ -46,14 +46,14 @@ type SharedSink interface {
 
 // share is how threads run a loop by turns, as leader and follower.
 //
-// Roles: the owner runs the loop, for one turn at a time; it gives the loop up while it waits for events. Who has events owns the loop
-// next, or waits for the one that does. The kernel wakes who has begun to wait last (ep_poll in fs/eventpoll.c adds itself at the head
-// of the queue), so that one thread has all turns, and the others sleep, until an event comes while it is busy.
-// Ownership: all of the Loop that is not atomic is the owner's.
-// Progress: by the owner's; who waits for it asks the sink whether to take the loop from it.
-// Breaks: none is left unanswered that a Wait has met while the loop is shared, or others would coalesce with it that are to wake the
-// next one who waits. What comes before an answer is seen to by the turn that goes on after it.
-// Source: the leader/followers pattern (Schmidt and others, 2000), with the futex of "Futexes Are Tricky" (Drepper), mutex 2.
+// Roles: the owner runs the loop, for one turn at a time; it gives the loop up while it waits for events. Who has events owns
+// the loop next, or waits for the one that does. The kernel wakes who has begun to wait last (ep_poll in fs/eventpoll.c adds
+// itself at the head of the queue), so that one thread has all turns, and the others sleep, until an event comes while it is
+// busy. Ownership: all of the Loop that is not atomic is the owner's. Progress: by the owner's; who waits for it asks the sink
+// whether to take the loop from it. Breaks: none is left unanswered that a Wait has met while the loop is shared, or others
+// would coalesce with it that are to wake the next one who waits. What comes before an answer is seen to by the turn that goes
+// on after it. Source: the leader/followers pattern (Schmidt and others, 2000), with the futex of "Futexes Are Tricky"
+// (Drepper), mutex 2.
 type share struct {
 	on    atomic.Bool
 	owner uint32 // an atomic and a futex: free, owned or awaited
@@ -68,8 +68,8 @@ const (
 // sharedMost is how many events a thread takes before it owns the loop. If there are more, it looks for them then.
 const sharedMost = 8
 
-// Share has other threads run the loop too, which call Follow, or ends that. It is for the thread that runs it. The backend must be a
-// [Sharer] and the sink a [SharedSink].
+// Share has other threads run the loop too, which call Follow, or ends that. It is for the thread that runs it. The backend
+// must be a [Sharer] and the sink a [SharedSink].
 func (l *Loop) Share(on bool) {
 	if on {
 		l.backend.(Sharer).AnswerLate()
@@ -127,8 +127,8 @@ func (l *Loop) waitShared(buffer []Event, timeout time.Duration, follow bool) (i
 	return n, err
 }
 
-// own waits until the loop is free. took says that it was taken from a thread that was busy, and ok is false if it is not shared any
-// more.
+// own waits until the loop is free. took says that it was taken from a thread that was busy, and ok is false if it is not
+// shared any more.
 func (l *Loop) own(sink SharedSink) (took, ok bool) {
 	word, mine := &l.share.owner, uint32(owned)
 	for looks := 0; ; looks++ {

@@ -68,8 +68,8 @@ func (s *slice) renew() {
 	<-s.back
 }
 
-// yield is renew after all that is queued at the P has run. It tells whether somebody was, by the time that has passed; but not where
-// other Ps are idle, and take from the queue.
+// yield is renew after all that is queued at the P has run. It tells whether somebody was, by the time that has passed; but not
+// where other Ps are idle, and take from the queue.
 func (s *slice) yield() (others bool) {
 	s.turn++
 	s.first <- s.turn
@@ -77,8 +77,8 @@ func (s *slice) yield() (others bool) {
 	return <-s.back > betweenAlone
 }
 
-// betweenAlone is the longest time from the second goroutine to the first that is not taken for somebody who has run in between. It is
-// 0.6 us when nobody has, and 1.4 in one of a hundred; with somebody who does nothing but receive, 0.9.
+// betweenAlone is the longest time from the second goroutine to the first that is not taken for somebody who has run in
+// between. It is 0.6 us when nobody has, and 1.4 in one of a hundred; with somebody who does nothing but receive, 0.9.
 const betweenAlone = int64(1500 * time.Nanosecond)
 
 // close ends the goroutines, if there are any.
@@ -95,10 +95,10 @@ func isBlind() bool { return alone || runtime.GOMAXPROCS(0) == 1 }
 
 var alone = runtime.NumCPU() == 1
 
-// scout finds out, where the runtime does not tell, whether goroutines wait for the loop's P that its handlers have made ready: by giving it
-// away. Once somebody has used it, it is given away after each turn, until nobody has several times in a row. Then it is as often as a loop
-// that waits cold begins a new slice, which needs the same two switches of threads; a hot one, which may have to wait for its CPU then
-// as long as it has no priority, has longer and longer pauses in between.
+// scout finds out, where the runtime does not tell, whether goroutines wait for the loop's P that its handlers have made ready:
+// by giving it away. Once somebody has used it, it is given away after each turn, until nobody has several times in a row. Then
+// it is as often as a loop that waits cold begins a new slice, which needs the same two switches of threads; a hot one, which
+// may have to wait for its CPU then as long as it has no priority, has longer and longer pauses in between.
 //
 // Who does nothing but receive is too fast to be noticed, and waits for the next time.
 type scout struct {

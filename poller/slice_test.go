@@ -142,7 +142,8 @@ func TestHotLoopGivesWayOnce(t *testing.T) {
 	}
 }
 
-// TestScout has a loop that nobody tells who waits give its P away eagerly for as long as somebody uses it, then less and less often.
+// TestScout has a loop that nobody tells who waits give its P away eagerly for as long as somebody uses it, then less and less
+// often.
 func TestScout(t *testing.T) {
 	var s poller.Scout
 	for range 3 {

@@ -14,9 +14,9 @@ const forever = time.Duration(-1)
 // A bell is what one goroutine sleeps on: a channel, or, outside of Go's run queues, a futex system call of its own.
 //
 // A channel costs half as much. It readies the sleeper at the ringer's P, from where another one takes it that is idle. A loop
-// that is locked to its thread and keeps its P would strand it there. A goroutine in a system call is woken by the kernel and takes a
-// spare P by itself on its way back; but while it sleeps, the runtime's monitor looks every 20 us for Ps in system calls, takes its
-// P, and starts a thread to look for work (BenchmarkWake).
+// that is locked to its thread and keeps its P would strand it there. A goroutine in a system call is woken by the kernel and
+// takes a spare P by itself on its way back; but while it sleeps, the runtime's monitor looks every 20 us for Ps in system
+// calls, takes its P, and starts a thread to look for work (BenchmarkWake).
 //
 // Roles: the sleeper mutes and waits; anybody rings. A ring after mute is not lost, and one is enough however many come.
 type bell struct {

@@ -41,9 +41,9 @@ type Config struct {
 	// Held says that who pushes to the sources keeps its P in system calls. Idle workers sleep in a system call each then, instead
 	// of in Go's scheduler, which would ready them at that P. It costs twice as much, and is ignored where there are no futexes.
 	Held bool
-	// Near, if set, is called on a worker's goroutine that begins to look for work, having slept or been started: it returns the numbers of the sources
-	// that are near to where it runs now. The worker steals from these first. Near must not block, and what it has returned
-	// must not change.
+	// Near, if set, is called on a worker's goroutine that begins to look for work, having slept or been started: it returns the
+	// numbers of the sources that are near to where it runs now. The worker steals from these first. Near must not block, and what
+	// it has returned must not change.
 	Near func() []int
 }
 

@@ -455,7 +455,8 @@ func TestNoStarvation(t *testing.T) {
 	}
 }
 
-// TestNear has a worker look for work in one place, then in another one: it steals from what is near first, and from all others after that.
+// TestNear has a worker look for work in one place, then in another one: it steals from what is near first, and from all others
+// after that.
 func TestNear(t *testing.T) {
 	var near []int
 	d := start(t, Config{

@@ -55,7 +55,8 @@ func Threads() (tids []int) {
 	return tids
 }
 
-// TimerSlack returns by how much a thread of the process may sleep too long. The kernel tells it of other threads only who has CAP_SYS_NICE.
+// TimerSlack returns by how much a thread of the process may sleep too long. The kernel tells it of other threads only who has
+// CAP_SYS_NICE.
 func TimerSlack(tid int) (time.Duration, sys.Errno) {
 	if errno := sys.Injected(sys.OpSchedSetattr, tid); errno != 0 {
 		return 0, errno

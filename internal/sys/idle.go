@@ -14,7 +14,8 @@ func canSpin(i int) bool
 // idle, and always on a machine, or in a process, with one CPU, or one P.
 func QueueEmpty() bool { return canSpin(0) }
 
-// procPin and procUnpin keep the goroutine on its P for a moment. The runtime keeps them, too, for the packages that have always used them.
+// procPin and procUnpin keep the goroutine on its P for a moment. The runtime keeps them, too, for the packages that have
+// always used them.
 //
 //go:linkname procPin runtime.procPin
 //go:nosplit

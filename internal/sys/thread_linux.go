@@ -35,8 +35,8 @@ func cpuClock(tid int) uintptr {
 	return uintptr(uint32(^tid<<3 | perThread | sched))
 }
 
-// CPUTime returns for how many nanoseconds the thread tid of this process has had a CPU; 0 is the calling one. The kernel counts them exactly, unlike
-// those of getrusage, which may miss what came after the last tick.
+// CPUTime returns for how many nanoseconds the thread tid of this process has had a CPU; 0 is the calling one. The kernel
+// counts them exactly, unlike those of getrusage, which may miss what came after the last tick.
 func CPUTime(tid int) (int64, Errno) {
 	if h := hook.Load(); h != nil {
 		if errno := fault(h, OpClockGettime, tid); errno != 0 {

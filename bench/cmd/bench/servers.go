@@ -179,7 +179,8 @@ func handoverServers() string {
 
 const handoverBase = "handover-std"
 
-// handing is the row of handover that the others are compared with, beside the base: a loop in C that gives its work to another thread.
+// handing is the row of handover that the others are compared with, beside the base: a loop in C that gives its work to another
+// thread.
 const handing = "c-epoll@HAND=1"
 
 // header is the file that the program includes to use its library.

@@ -175,10 +175,10 @@ func prefer(rate float64) (realtime bool, release func()) {
 	return realtime, func() { _ = unix.SchedSetAttr(0, before, 0) }
 }
 
-// Reserve locks the calling goroutine to its thread and, since a generator that is late makes the server look late, gives it Ps to
-// spare to come back to, and has the collector rest, until release is called: a goroutine that comes back from a system call while the
-// collector scans its stack spins until that is done (casgstatus in runtime/proc.go). A realtime one would keep the collector off the
-// CPU meanwhile, for up to 950 ms.
+// Reserve locks the calling goroutine to its thread and, since a generator that is late makes the server look late, gives it Ps
+// to spare to come back to, and has the collector rest, until release is called: a goroutine that comes back from a system call
+// while the collector scans its stack spins until that is done (casgstatus in runtime/proc.go). A realtime one would keep the
+// collector off the CPU meanwhile, for up to 950 ms.
 func Reserve() (release func()) {
 	runtime.LockOSThread()
 	before := runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 2)

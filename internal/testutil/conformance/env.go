@@ -84,10 +84,10 @@ func (e *env) rig() *rig {
 	return r
 }
 
-// settle returns once everything that had changed before the call has been delivered: descriptors become ready in the
-// order of their changes, so an event of one more comes last. But an edge of that one may come twice, the second time at the head of a
-// batch, and the others of the batch are under way then. So it is the beginning of the second wait from now on that says so: what
-// had changed was in the batch of the first at the latest.
+// settle returns once everything that had changed before the call has been delivered: descriptors become ready in the order of
+// their changes, so an event of one more comes last. But an edge of that one may come twice, the second time at the head of a
+// batch, and the others of the batch are under way then. So it is the beginning of the second wait from now on that says so:
+// what had changed was in the batch of the first at the latest.
 func (e *env) settle(r *rig) {
 	e.Helper()
 	for begun := r.spy.waits.Load(); ; {
