@@ -842,7 +842,7 @@ func TestReliefStorm(t *testing.T) {
 // TestSlowHandlerMoves has a handler be slow for a while: its callbacks go to workers, and come back when it is fast.
 func TestSlowHandlerMoves(t *testing.T) {
 	eachBackend(t, func(t *testing.T, config Config) {
-		slowHandlerMoves(t, config)
+		t.Run("plain", func(t *testing.T) { slowHandlerMoves(t, config) })
 		if config.Backend == KindUring && config.DirectDescriptors == 0 {
 			// The ring is used for readiness alone then, and is its thread's all the same.
 			t.Run("readiness", func(t *testing.T) {
