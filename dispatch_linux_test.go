@@ -542,6 +542,55 @@ func TestReliefWithoutClocks(t *testing.T) {
 	}
 }
 
+// TestDetachBeforeLate takes out a connection in what Async was given while a callback was away, before what has come since is
+// delivered: it is there.
+func TestDetachBeforeLate(t *testing.T) {
+	eachBackend(t, func(t *testing.T, config Config) {
+		testutil.CheckLeaks(t)
+		config.Dispatch, config.Loops = DispatchSteal, 1
+		e := newEngine(t, config)
+		blocked, goOn := make(chan *Conn, 1), make(chan struct{})
+		s, a := bind(t, e, "tcp", funcs{data: func(c *Conn) error {
+			blocked <- c
+			<-goOn
+			_, err := c.Discard(-1)
+			return err
+		}})
+		s.pace.bucket.Store(slowMost)
+		s.pace.isSlow.Store(true)
+		client := dial(t, s.Addrs()[0])
+		io.WriteString(client, "first")
+		c := receive(t, "the handler", blocked)
+		io.WriteString(client, "late")
+		l := e.loops[0]
+		eventually(t, "what comes late", func() bool {
+			kept := make(chan bool)
+			_ = l.inner.PostAlways(func() {
+				r := l.elsewhere(c)
+				kept <- r.kept&keptEvents != 0 || len(r.late) > 0
+			})
+			return <-kept
+		})
+		_ = c.Async(func(c *Conn) {
+			d, err := c.Detach()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			go func() {
+				defer d.Close()
+				_ = d.SetDeadline(time.Now().Add(patience))
+				_, _ = io.CopyN(d, d, int64(len("late")))
+			}()
+		})
+		s.pace.isSlow.Store(false) // So that the loop runs it.
+		close(goOn)
+		expect(t, client, "late")
+		client.Close()
+		a.wait(t, 1)
+	})
+}
+
 // TestReliefEnds has callbacks whose loop was taken over end in every way.
 func TestReliefEnds(t *testing.T) {
 	boom := errors.New("boom")

@@ -1208,6 +1208,10 @@ func (l *loop) detach(c *Conn, here bool) (net.Conn, error) {
 		return nil, ErrWouldBlock
 	}
 	rest := append([]byte(nil), c.in.view...)
+	if l.catching.conn == c { // This callback comes before them.
+		rest = append(rest, l.catching.late...)
+		l.catching.late = nil
+	}
 	if r := l.elsewhere(c); r != nil {
 		rest = append(rest, r.late...)
 		r.late = r.late[:0]
