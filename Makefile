@@ -89,6 +89,8 @@ test-dispatch: ## all tests with handlers on the loops only, and on workers only
 		export POLLUX_DISPATCH=$$dispatch; \
 		CGO_ENABLED=0 $(GO) test . && $(GO) test -race -timeout 20m . && (cd test && $(GO) test -race $(PACKAGES)) || exit 1; \
 	done
+	@echo "handlers: steal, every turn with two events shared"
+	POLLUX_TEST_BACKLOG=all $(GO) test -race -timeout 20m .
 
 .PHONY: test-sweep
 test-sweep: ## every system call of the scenarios fails once, with every error that makes sense

@@ -173,7 +173,7 @@ func (l *loop) arrived(c *Conn, b []byte) {
 		c.in.keep()
 		return
 	}
-	l.data(c, l.offloads(c))
+	l.data(c, l.offloads(c) || l.shares())
 }
 
 // discardEvent gives back what came for somebody who has left.

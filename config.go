@@ -64,8 +64,9 @@ type Config struct {
 	// some were slow, another thread becomes the loop when a callback sleeps 100 us after it began or has computed for 250 us, and
 	// OnClose runs on a worker; and the callbacks of a service of which more than one in 16 is slow, or one in 256 on io_uring,
 	// run on workers, goroutines that may block, until it is fast again. Slow are those that take longer than 200 us and sleep, or
-	// compute for more than 500 us. "workers": always on workers. In every way one callback of a connection runs at a time, in
-	// order. Empty: steal, and inline on one CPU.
+	// compute for more than 500 us. A loop that has callbacks for more than 200 us at once, of more than 20 us each, shares them
+	// with workers while other CPUs are idle. "workers": always on workers. In every way one callback of a connection runs at a
+	// time, in order. Empty: steal, and inline on one CPU.
 	Dispatch Dispatch
 
 	// Workers is the largest number of workers. They are started as they are needed, more of them only when all are blocked, and end

@@ -60,6 +60,11 @@ const (
 
 	// sourceCapacity is how many callbacks of a loop wait for workers before they overflow into the queue for all.
 	sourceCapacity = 256
+
+	// sourcesOf is how many queues each loop has for its callbacks: those of all loops for what is slow, then those of all loops
+	// for what is shared because it is much (see backlog). A worker takes several at once, and none that is fast is to be behind
+	// one that blocks.
+	sourcesOf = 2
 )
 
 // makeDispatcher makes what runs callbacks on workers, none of which is started yet. mu is held.
@@ -72,7 +77,7 @@ func (e *Engine) makeDispatcher(threads []cgo.Thread) error {
 	c := scheduler.Config{
 		Run:      e.runItem,
 		Begin:    func(worker int) { ids[worker].Store(goroutineID()) },
-		Sources:  e.config.Loops,
+		Sources:  sourcesOf * e.config.Loops,
 		Capacity: sourceCapacity,
 		Workers:  e.config.Workers,
 		Parallel: min(max(parallelLeast, len(allowed)), e.config.Workers),
@@ -87,10 +92,10 @@ func (e *Engine) makeDispatcher(threads []cgo.Thread) error {
 	return err
 }
 
-// near returns which loops' caches are near to the CPU that the caller runs on.
+// near returns the sources of the loops whose caches are near to the CPU that the caller runs on.
 type near struct {
-	loops [][]int // for each CPU, the loops that are pinned to those that share its last-level cache
-	cpu   func() int
+	near [][]int // for each CPU, the sources of the loops that are pinned to those that share its last-level cache
+	cpu  func() int
 }
 
 // makeNear returns nil where it makes no difference: all loops share one cache, or run anywhere. sharers tells which CPUs share
@@ -99,16 +104,18 @@ func makeNear(threads []cgo.Thread, allowed []int, sharers func(cpu int) []int) 
 	n := &near{cpu: sys.CPU}
 	differ := false
 	for _, cpu := range allowed {
-		for len(n.loops) <= cpu {
-			n.loops = append(n.loops, nil)
+		for len(n.near) <= cpu {
+			n.near = append(n.near, nil)
 		}
 		shared := sharers(cpu)
 		for i, thread := range threads {
 			if slices.Contains(shared, thread.CPU) {
-				n.loops[cpu] = append(n.loops[cpu], i)
+				for k := range sourcesOf {
+					n.near[cpu] = append(n.near[cpu], k*len(threads)+i)
+				}
 			}
 		}
-		differ = differ || len(n.loops[cpu]) != 0 && len(n.loops[cpu]) != len(threads)
+		differ = differ || len(n.near[cpu]) != 0 && len(n.near[cpu]) != sourcesOf*len(threads)
 	}
 	if !differ {
 		return nil
@@ -119,10 +126,10 @@ func makeNear(threads []cgo.Thread, allowed []int, sharers func(cpu int) []int) 
 // sources implements Near of [scheduler.Config].
 func (n *near) sources() []int {
 	cpu := n.cpu()
-	if cpu < 0 || cpu >= len(n.loops) {
+	if cpu < 0 || cpu >= len(n.near) {
 		return nil // Since the loops were started, it has been given others.
 	}
-	return n.loops[cpu]
+	return n.near[cpu]
 }
 
 // endDispatcher ends the workers, which have nothing to do any more.

@@ -146,7 +146,7 @@ func TestSlowOnCloseHoldsUpNobody(t *testing.T) {
 		testutil.CheckLeaks(t)
 		config.Dispatch, config.Loops = DispatchSteal, 1
 		e := newEngine(t, config)
-		var block atomic.Bool
+		var block, moved atomic.Bool
 		blocked, goOn := make(chan struct{}, 1), make(chan struct{})
 		s, a := bind(t, e, "tcp", funcs{
 			data: echo{}.OnData,
@@ -157,6 +157,7 @@ func TestSlowOnCloseHoldsUpNobody(t *testing.T) {
 					return
 				}
 				time.Sleep(2 * time.Millisecond)
+				moved.Store(moved.Load() || e.onWorker())
 			},
 		})
 		other := dial(t, s.Addrs()[0])
@@ -172,7 +173,7 @@ func TestSlowOnCloseHoldsUpNobody(t *testing.T) {
 			for range 2 * reliefWeight { // So that it is a handler which is fast, mostly.
 				roundTrip(t, other, "hello")
 			}
-			return e.Stats().Workers.Run > 0
+			return moved.Load()
 		})
 		block.Store(true)
 		closeOne()
@@ -378,11 +379,11 @@ func TestNearLoops(t *testing.T) {
 		}
 		return threads
 	}
-	n := makeNear(loops(0, 4, 1, 5), all, sharers)
-	for cpu, want := range map[int][]int{0: {0, 2}, 3: {0, 2}, 4: {1, 3}, 7: {1, 3}, 8: nil, -1: nil} {
+	n := makeNear(loops(0, 4, 1, 5), all, sharers) // Their sources are 0 to 3 for what is slow, and 4 to 7.
+	for cpu, want := range map[int][]int{0: {0, 4, 2, 6}, 3: {0, 4, 2, 6}, 4: {1, 5, 3, 7}, 7: {1, 5, 3, 7}, 8: nil, -1: nil} {
 		n.cpu = func() int { return cpu }
 		if got := n.sources(); !slices.Equal(got, want) {
-			t.Errorf("near to CPU %d are the loops %v, want %v", cpu, got, want)
+			t.Errorf("near to CPU %d are the sources %v, want %v", cpu, got, want)
 		}
 	}
 	for what, n := range map[string]*near{
@@ -392,7 +393,7 @@ func TestNearLoops(t *testing.T) {
 		"caches of which nothing is known": makeNear(loops(0, 4), all, func(int) []int { return nil }),
 	} {
 		if n != nil {
-			t.Errorf("%s: the workers are told %v", what, n.loops)
+			t.Errorf("%s: the workers are told %v", what, n.near)
 		}
 	}
 }

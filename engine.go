@@ -35,6 +35,7 @@ type Engine struct {
 	loops      []*loop
 	dispatcher *scheduler.Dispatcher // nil: every callback runs on its loop
 	workerIDs  []atomic.Uint64       // the goroutines of its workers
+	cpus       int                   // that the process has for its goroutines
 	procs      int                   // what GOMAXPROCS was raised by, or lowered
 	isolated   *isolation            // nil: not asked for
 	lowered    []*lowered            // to be ended with the engine
@@ -120,6 +121,7 @@ func (e *Engine) start() error {
 		return fmt.Errorf("start %d event loops: %w", e.config.Loops, err)
 	}
 	e.loops = loops
+	e.cpus = backlogCPUs()
 	switch e.config.Procs {
 	case ProcsKeep:
 	case 0:

@@ -189,6 +189,7 @@ func (l *loop) sendAway(c *Conn, what callback, reason error, fns ...func(*Conn)
 		return false
 	}
 	r.conn, r.what, r.err = c, what, reason
+	shared := what == onData && !l.offloads(c)
 	r.fns = append(r.fns, fns...)
 	if c.in.memory == 0 && len(c.in.view) > 0 {
 		r.buffer = append(r.buffer[:0], c.in.view...)
@@ -201,7 +202,7 @@ func (l *loop) sendAway(c *Conn, what callback, reason error, fns ...func(*Conn)
 	l.calls.Store(l.calls.Load() + 1)
 	dog.rouse()
 	c.duty.Store(r.number << 1)
-	if !l.engine.dispatcher.Source(l.index).Push(scheduler.Item(l.index)<<32 | scheduler.Item(r.number)) {
+	if !l.source(shared).Push(scheduler.Item(l.index)<<32 | scheduler.Item(r.number)) {
 		c.duty.Store(0)
 		c.mu.Lock()
 		c.asked &^= withWorker
@@ -211,8 +212,20 @@ func (l *loop) sendAway(c *Conn, what callback, reason error, fns ...func(*Conn)
 		l.errands.give(r)
 		return false
 	}
+	if shared {
+		l.backlog.given++
+		l.backlog.shared.Add(1)
+	}
 	l.engine.dispatcher.Wake()
 	return true
+}
+
+// source returns where workers find the loop's errands: those that are slow, or those that it shares.
+func (l *loop) source(shared bool) *scheduler.Source {
+	if shared {
+		return l.engine.dispatcher.Source(l.index + len(l.engine.loops))
+	}
+	return l.engine.dispatcher.Source(l.index)
 }
 
 // runItem runs an errand on a worker.

@@ -62,6 +62,14 @@ func init() {
 	}
 }
 
+// Where POLLUX_TEST_BACKLOG is set, every turn with two events has a backlog, in all tests.
+func init() {
+	if os.Getenv("POLLUX_TEST_BACKLOG") != "" {
+		backlogWorth, backlogLeast = 0, 0
+		backlogCPUs = func() int { return 1 << 10 }
+	}
+}
+
 // testDirect is the size of the tables of direct descriptors that io_uring is tested with, as POLLUX_DIRECT says; 0: none.
 func testDirect(kind Kind) int {
 	n, _ := strconv.Atoi(os.Getenv("POLLUX_DIRECT"))

@@ -53,6 +53,7 @@ type loop struct {
 	callAt   atomic.Int64  // the instant at which the callback began; 0: not measured
 	spent    spent         // where callbacks are measured: at the beginning of the turn, or after the last one that took long
 	lookout  lookout
+	backlog  backlog
 
 	held   poller.Event   // with Received: its bytes are being handled
 	silent bool           // the last callback has sent nothing
@@ -300,7 +301,7 @@ func (l *loop) checkCallback(c *Conn) {
 // Ready implements [poller.Sink].
 func (l *loop) Ready(events []poller.Event) {
 	if l.errands != nil {
-		l.beginTurn()
+		l.beginTurn(len(events))
 	}
 	l.batch, l.next = events, 0
 	for l.next < len(l.batch) {
@@ -366,6 +367,9 @@ func (l *loop) contain(tenure uint32) {
 
 // EndTurn implements [poller.Sink]: it reads for those that had more than one turn's worth.
 func (l *loop) EndTurn() (more bool) {
+	if l.errands != nil {
+		l.endBacklog()
+	}
 	// Those that are added from here on have their turn in the next one, after the events that have come meanwhile.
 	for n := len(l.again); n > 0; {
 		n = l.readAgain(n)
@@ -535,7 +539,7 @@ func (l *loop) read(c *Conn) {
 			l.later(c)
 		}
 		bulk := c.flags&(flagBulk|flagMayRead) == flagBulk
-		away := l.offloads(c)
+		away := l.offloads(c) || l.shares()
 		if bulk && away {
 			l.readBulk(c, n)
 			l.rearm(c)
@@ -617,6 +621,7 @@ func (l *loop) enter(c *Conn) {
 		l.callAt.Store(poller.Nanotime())
 	}
 	l.calls.Store(l.calls.Load() + 1)
+	l.backlog.ran++
 	// Publishes that the loop will look at c when the callback returns; pairs with the load in corked. From here on the loop may be
 	// taken over: see reliefs.
 	l.current.Store(c)

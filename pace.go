@@ -145,8 +145,9 @@ func (s spent) slowSince(began int64) bool {
 }
 
 // beginTurn and endTurn clock a turn.
-func (l *loop) beginTurn() {
+func (l *loop) beginTurn(events int) {
 	l.turnAt = poller.Nanotime()
+	l.beginBacklog(events)
 	if l.lookout.turns > 0 {
 		l.beginWatched()
 	}
@@ -158,6 +159,7 @@ func (l *loop) beginTurn() {
 func (l *loop) endTurn() {
 	now := poller.Nanotime()
 	l.timing.turn(now, l.calls.Load(), now-l.turnAt > int64(slowCall))
+	l.backlog.turn(now - l.turnAt)
 }
 
 // measured ends a callback that was measured.

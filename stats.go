@@ -25,6 +25,8 @@ type LoopStats struct {
 	CPU       int    // it is pinned to; -1: none
 	Conns     int    // open now
 	Callbacks uint64 // of handlers
+	Shared    uint64 // of these, offered to idle workers because the loop had too many
+	TakenBack uint64 // of these, run by the loop after all, because nobody had come for them
 	Stale     uint64 // events of connections that had left
 	Demotions uint64 // times that it lost SCHED_FIFO for a turn that computed for more than 5 ms
 	Uring     *UringStats
@@ -54,7 +56,9 @@ func (e *Engine) Stats() Stats {
 			Counters:  l.inner.Counters(),
 			CPU:       int(l.cpu.Load()),
 			Conns:     int(l.count.Load()),
-			Callbacks: l.calls.Load(),
+			Callbacks: l.calls.Load() - l.backlog.taken.Load(),
+			Shared:    l.backlog.shared.Load(),
+			TakenBack: l.backlog.taken.Load(),
 			Stale:     l.stale.Load(),
 			Demotions: l.attendance.count(),
 		}

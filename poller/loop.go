@@ -399,6 +399,9 @@ func (l *Loop) RunPosts() (any bool) {
 	return posts > 0
 }
 
+// Sleeps tells whether the loop sleeps, or is about to. It may be called from any goroutine.
+func (l *Loop) Sleeps() bool { return l.mailbox.parked.Load() == asleep }
+
 // Drain closes the mailbox and runs what is still in it. It is for the goroutine that ran the loop, after Run has returned, so
 // that nobody waits for a post for ever. If a post ends the goroutine (runtime.Goexit), another one may call Drain again.
 func (l *Loop) Drain() {

@@ -71,6 +71,8 @@ func New(e *pollux.Engine, name string) *Collector {
 	counter("events", "Events.", func(s *pollux.LoopStats) uint64 { return s.Events })
 	counter("stale_events", "Events of connections that had left.", func(s *pollux.LoopStats) uint64 { return s.Stale })
 	counter("callbacks", "Callbacks of handlers.", func(s *pollux.LoopStats) uint64 { return s.Callbacks })
+	counter("callbacks_shared", "Callbacks that a loop has offered to idle workers, having many.", func(s *pollux.LoopStats) uint64 { return s.Shared })
+	counter("callbacks_taken_back", "Of these, those that it has run itself.", func(s *pollux.LoopStats) uint64 { return s.TakenBack })
 	counter("posts", "Work that other goroutines have given to a loop.", func(s *pollux.LoopStats) uint64 { return s.Posts })
 	counter("timers", "Timers that were due.", func(s *pollux.LoopStats) uint64 { return s.Timers })
 	counter("hot_waits", "Waits with the P kept.", func(s *pollux.LoopStats) uint64 { return s.HotWaits })
