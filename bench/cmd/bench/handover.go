@@ -96,12 +96,22 @@ func (b *bench) measureHandover(ctx context.Context, c contender, hc handoverCas
 	if err != nil {
 		return sample, startError{err}
 	}
-	r, err := load.Run(ctx, load.Config{
-		Addr: s.addr, Conns: hc.conns, Rate: hc.rate, Size: o.size, Pipeline: 1, Warmup: o.warmup, Duration: o.duration, Spin: b.spin,
-	})
+	var t tally
+	cfg := load.Config{Conns: hc.conns, Rate: hc.rate, Warmup: o.warmup, Duration: o.duration}
+	b.drives(&cfg, s, &t)
+	cfg.Pipeline = 1
+	r, err := load.Run(ctx, cfg)
 	s.stop()
 	if err != nil {
 		return sample, fmt.Errorf("%w: %s", err, s.said())
+	}
+	for _, e := range []edge{t.begin, t.end} {
+		if e.err != nil {
+			return sample, startError{e.err}
+		}
+	}
+	if r.Requests > 0 && hc.burn == 0 { // Those that compute are in the process, too.
+		sample.CPU = float64(t.end.usage.Sub(t.begin.usage).Total.Nanoseconds()) / 1e3 / float64(r.Requests)
 	}
 	sample.LagP99 = float64(r.Lag.ValueAtQuantile(99)) / 1e3
 	sample.Answer50, sample.Answer99 = float64(r.Latency.ValueAtQuantile(50))/1e3, float64(r.Latency.ValueAtQuantile(99))/1e3

@@ -15,6 +15,8 @@ type HandoverSample struct {
 	P999   float64 `json:"p999_us"`
 	Max    float64 `json:"max_us"`
 
+	CPU float64 `json:"cpu_us,omitempty"` // of the server, for each answer; 0: others in its process compute
+
 	// What the client waits for: from when a request was due to its answer.
 	Answer50 float64 `json:"answer_p50_us"`
 	Answer99 float64 `json:"answer_p99_us"`
@@ -25,7 +27,7 @@ type HandoverSample struct {
 // compare with.
 func HandoverTable(samples []HandoverSample, base, floor string) Table {
 	t := Table{Header: []string{"server", "handed over", "p50 µs", "p99 µs", "p99.9 µs", "max µs", "p99 ×" + base,
-		"p50 ×" + floor, "p99 ×" + floor, "answer p50 µs", "answer p99 µs"}}
+		"p50 ×" + floor, "p99 ×" + floor, "answer p50 µs", "answer p99 µs", "CPU µs/answer"}}
 	type key struct {
 		server string
 		round  int
@@ -57,6 +59,12 @@ func HandoverTable(samples []HandoverSample, base, floor string) Table {
 				return f(s) / f(o)
 			}).Format(Ratio)
 		}
+		cpu := func(s HandoverSample) float64 {
+			if s.CPU == 0 {
+				return math.NaN()
+			}
+			return s.CPU
+		}
 		p50 := func(s HandoverSample) float64 { return s.P50 }
 		p99 := func(s HandoverSample) float64 { return s.P99 }
 		t.Rows = append(t.Rows, []string{
@@ -71,6 +79,7 @@ func HandoverTable(samples []HandoverSample, base, floor string) Table {
 			ratio(floor, p99),
 			stat(func(s HandoverSample) float64 { return s.Answer50 }).Format(Micros),
 			stat(func(s HandoverSample) float64 { return s.Answer99 }).Format(Micros),
+			stat(cpu).Format(Micros),
 		})
 	}
 	return t

@@ -231,3 +231,18 @@ func TestIdle(t *testing.T) {
 		t.Errorf("sentences are %q", got)
 	}
 }
+
+func TestHandoverTable(t *testing.T) {
+	table := HandoverTable([]HandoverSample{
+		{Server: "std", Round: 1, Count: 10, P99: 50, CPU: 20},
+		{Server: "pollux", Round: 1, Count: 10, P99: 100, CPU: 30},
+		{Server: "std", Round: 2, Count: 10, P99: 10, CPU: 20},
+		{Server: "pollux", Round: 2, Count: 10, P99: 40},
+	}, "std", "c")
+	want := map[string]string{"p99 ×std": "3.00 (2.00–4.00)", "p99 ×c": "-", "CPU µs/answer": "30.0"}
+	for name, is := range want {
+		if at := slices.Index(table.Header, name); at < 0 || table.Rows[1][at] != is {
+			t.Errorf("%s of %v: %v, not %q", name, table.Header, table.Rows[1], is)
+		}
+	}
+}
