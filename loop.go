@@ -376,6 +376,7 @@ func (l *loop) EndTurn() (more bool) {
 	}
 	if l.errands != nil {
 		l.endTurn()
+		l.inner.Lend(l.away.Load() > 0)
 	}
 	return len(l.again) > 0
 }

@@ -59,10 +59,23 @@ func (l *Loop) GivenAway() uint64 { return l.slice.turn }
 // A Scout finds out who waits for a P.
 type Scout struct{ s scout }
 
-// Eager, Pause and Note are the scout's own.
+// Eager, Pause, Note, Ask, Pending and Resolve are the scout's own.
 func (s *Scout) Eager() bool          { return s.s.eager() }
 func (s *Scout) Pause() time.Duration { return time.Duration(s.s.pause) }
 func (s *Scout) Note(used bool)       { s.s.note(used) }
+func (s *Scout) Ask()                 { s.s.asks = true }
+func (s *Scout) Pending() bool        { return s.s.pending }
+func (s *Scout) Resolve(idle bool)    { s.s.resolve(idle) }
+
+// ScoutTrusted is how often it is not asked again whether a P is idle when none was.
+const ScoutTrusted = scoutTrusted
+
+// IdleP returns what tells whether a P is idle.
+func IdleP() func() bool {
+	var p procs
+	p.open()
+	return p.idle
+}
 
 // ScoutMisses is after how many tries in vain a scout is not eager any more.
 const ScoutMisses = scoutMisses

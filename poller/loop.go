@@ -38,8 +38,10 @@ type Loop struct {
 	now     int64 // the instant of this turn; 0: not asked for yet
 	renewed int64 // the instant at which its time slice last began
 	slice   slice
-	blind   bool // see isBlind
-	scout   scout
+	blind   bool     // see isBlind
+	scout   *scout   // of these:
+	scouts  [2]scout // the second one while some of the loop's work is with others
+	procs   procs
 	empty   bool // nobody waited for the P when the turn began
 
 	share    share
@@ -65,7 +67,10 @@ const timersMost = 256
 
 // NewLoop makes a loop on a backend, which stays the caller's to close.
 func NewLoop(b Backend, s Sink) *Loop {
-	return &Loop{backend: b, sink: s, events: make([]Event, batchMost), share: share{owner: owned}}
+	l := &Loop{backend: b, sink: s, events: make([]Event, batchMost), share: share{owner: owned}}
+	l.scouts[1].asks = true
+	l.Lend(false)
+	return l
 }
 
 // Heat says for how long after its last event the loop waits hot: in a system call that keeps the P, so that nothing stands
@@ -112,7 +117,9 @@ func (l *Loop) run(follow bool) error {
 		if more = l.slice.first != nil; !more {
 			l.slice.open()
 		}
-		l.blind = isBlind()
+		if l.blind = isBlind(); l.blind {
+			l.procs.open()
+		}
 	}
 	ended := false
 	defer func() {
@@ -162,6 +169,9 @@ func (l *Loop) run(follow bool) error {
 			return fmt.Errorf("wait for events: %w", err)
 		}
 		l.empty = sys.QueueEmpty()
+		if l.scouts[1].pending {
+			l.scouts[1].resolve(l.procs.idle())
+		}
 		l.now = 0
 		l.sink.Ready(l.events[:n])
 		busy = n > 0
@@ -192,6 +202,15 @@ func (l *Loop) handOver() {
 		l.counters.handOvers.add(1)
 		l.slice.yield()
 		l.renewed = Nanotime()
+	}
+}
+
+// Lend tells that some of the loop's work is with other goroutines, which come for more by themselves, or that none is any more. It is
+// for the goroutine that runs the loop.
+func (l *Loop) Lend(some bool) {
+	l.scout = &l.scouts[0]
+	if some {
+		l.scout = &l.scouts[1]
 	}
 }
 

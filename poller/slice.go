@@ -2,6 +2,7 @@ package poller
 
 import (
 	"runtime"
+	"runtime/metrics"
 	"sync/atomic"
 	"time"
 
@@ -96,18 +97,27 @@ func isBlind() bool { return alone || runtime.GOMAXPROCS(0) == 1 }
 var alone = runtime.NumCPU() == 1
 
 // scout finds out, where the runtime does not tell, whether goroutines wait for the loop's P that its handlers have made ready:
-// by giving it away. Once somebody has used it, it is given away after each turn, until nobody has several times in a row. Then
-// it is as often as a loop that waits cold begins a new slice, which needs the same two switches of threads; a hot one, which
-// may have to wait for its CPU then as long as it has no priority, has longer and longer pauses in between.
+// by giving it away. Once somebody has used it, and would have had no other one, it is given away after each turn, until nobody
+// has several times in a row. Then it is as often as a loop that waits cold begins a new slice, which needs the same two switches
+// of threads; a hot one, which may have to wait for its CPU then as long as it has no priority, has longer and longer pauses in
+// between.
+//
+// Where another P is idle, its thread comes for who is ready, later, but without those switches. A scout of a loop whose callbacks
+// are with workers asks for that: they come for the next ones by themselves. Who asks at once may find the P no longer idle, as that
+// thread is awake already; so the scout asks when the next turn begins.
 //
 // Who does nothing but receive is too fast to be noticed, and waits for the next time.
 type scout struct {
-	misses int   // times in a row that nobody used it
-	pause  int64 // from the last time to the next, of a loop that waits hot
+	asks    bool  // whether another P is idle; then it does not count who has used this one
+	misses  int   // times in a row that nobody used it
+	pause   int64 // from the last time to the next, of a loop that waits hot
+	pending bool  // somebody has used it, and it is not known yet whether another P was idle
+	trusted int   // how many more times that is not asked
 }
 
 const (
 	scoutMisses     = 4
+	scoutTrusted    = 64
 	scoutPauseLeast = renewPeriod
 	scoutPauseMost  = int64(10 * time.Second)
 )
@@ -118,11 +128,52 @@ func (s *scout) eager() bool { return s.misses < scoutMisses }
 // note notes whether somebody has used the P.
 func (s *scout) note(used bool) {
 	switch {
+	case used && s.asks && s.trusted == 0:
+		s.pending = true
 	case used:
+		s.trusted = max(s.trusted-1, 0)
+		s.needed(true)
+	default:
+		s.needed(false)
+	}
+}
+
+// resolve settles what note has left open, when a turn begins.
+func (s *scout) resolve(idle bool) {
+	s.pending = false
+	if !idle {
+		s.trusted = scoutTrusted
+	}
+	s.needed(!idle)
+}
+
+func (s *scout) needed(yes bool) {
+	switch {
+	case yes:
 		s.misses, s.pause = 0, 0
 	case s.misses < scoutMisses:
 		s.misses++
 	default:
 		s.pause = min(max(2*s.pause, scoutPauseLeast), scoutPauseMost)
 	}
+}
+
+// procs tells whether a P is idle. Its methods do not allocate, but for open.
+type procs struct{ samples [2]metrics.Sample }
+
+// open prepares it; the first look allocates what all of them share.
+func (p *procs) open() {
+	p.samples[0].Name, p.samples[1].Name = "/sched/gomaxprocs:threads", "/sched/goroutines/running:goroutines"
+	p.idle()
+}
+
+// idle tells whether a P is idle, or in a system call, where the monitor takes it away soon.
+func (p *procs) idle() bool {
+	metrics.Read(p.samples[:])
+	for i := range p.samples {
+		if p.samples[i].Value.Kind() != metrics.KindUint64 {
+			return false
+		}
+	}
+	return p.samples[1].Value.Uint64() < p.samples[0].Value.Uint64()
 }

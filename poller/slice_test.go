@@ -167,3 +167,67 @@ func TestScout(t *testing.T) {
 		s.Note(true)
 	}
 }
+
+// TestScoutIdleP has somebody use the P each time, while another one is idle: that is as good as nobody. Where none was, it is
+// taken to be so for a while.
+func TestScoutIdleP(t *testing.T) {
+	var s poller.Scout
+	s.Ask()
+	for range 3 {
+		for range poller.ScoutMisses {
+			if s.Note(true); !s.Pending() || !s.Eager() {
+				t.Fatalf("%+v: want it to ask, and to look after each turn until then", s)
+			}
+			s.Resolve(true)
+		}
+		if s.Eager() {
+			t.Fatalf("%+v: want it to know that nobody needs the P", s)
+		}
+		if s.Note(true); s.Eager() {
+			t.Fatalf("%+v: want it to ask first", s)
+		}
+		s.Resolve(false)
+		for range poller.ScoutTrusted {
+			if s.Note(true); s.Pending() || !s.Eager() {
+				t.Fatalf("%+v: want it not to ask again so soon", s)
+			}
+		}
+	}
+}
+
+// TestIdleP computes on all Ps but one, and then on that one too.
+func TestIdleP(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
+	idle := poller.IdleP()
+	eventually := func(want bool, what string) {
+		for end := time.Now().Add(10 * time.Second); idle() != want; {
+			if time.Now().After(end) {
+				t.Fatalf("%s: a P is idle: %v", what, !want)
+			}
+		}
+	}
+	eventually(true, "nobody computes but the test")
+	var stop atomic.Bool
+	ended := make(chan struct{})
+	go func() {
+		for !stop.Load() {
+		}
+		close(ended)
+	}()
+	eventually(false, "another goroutine computes")
+	stop.Store(true)
+	<-ended
+	eventually(true, "it has ended")
+	if n := testing.AllocsPerRun(100, func() { idle() }); n != 0 {
+		t.Errorf("it allocates %v times", n)
+	}
+}
+
+// BenchmarkIdleP is what a scout pays to ask.
+func BenchmarkIdleP(b *testing.B) {
+	idle := poller.IdleP()
+	b.ReportAllocs()
+	for b.Loop() {
+		idle()
+	}
+}
