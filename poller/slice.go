@@ -97,14 +97,13 @@ func isBlind() bool { return alone || runtime.GOMAXPROCS(0) == 1 }
 var alone = runtime.NumCPU() == 1
 
 // scout finds out, where the runtime does not tell, whether goroutines wait for the loop's P that its handlers have made ready:
-// by giving it away. Once somebody has used it, and would have had no other one, it is given away after each turn, until nobody
-// has several times in a row. Then it is as often as a loop that waits cold begins a new slice, which needs the same two switches
-// of threads; a hot one, which may have to wait for its CPU then as long as it has no priority, has longer and longer pauses in
-// between.
+// by giving it away. Once somebody has used it, it is given away after each turn, until nobody has several times in a row. Then
+// it is as often as a loop that waits cold begins a new slice, which needs the same two switches of threads; a hot one, which may
+// have to wait for its CPU then as long as it has no priority, has longer and longer pauses in between.
 //
-// Where another P is idle, its thread comes for who is ready, later, but without those switches. A scout of a loop whose callbacks
-// are with workers asks for that: they come for the next ones by themselves. Who asks at once may find the P no longer idle, as that
-// thread is awake already; so the scout asks when the next turn begins.
+// Where another P is idle, its thread comes for who is ready, later, but without those switches. That is good enough for workers,
+// so while callbacks are with them the scout asks whether one is, and a use does not count then. At once it might be told that none
+// is, as that thread is awake already; so it asks when the next turn begins.
 //
 // Who does nothing but receive is too fast to be noticed, and waits for the next time.
 type scout struct {
