@@ -592,6 +592,43 @@ func TestDetachBeforeLate(t *testing.T) {
 	})
 }
 
+// TestLoopLends has a loop tell whether callbacks of it are away.
+func TestLoopLends(t *testing.T) {
+	eachBackend(t, func(t *testing.T, config Config) {
+		testutil.CheckLeaks(t)
+		config.Dispatch, config.Loops = DispatchWorkers, 1
+		e := newEngine(t, config)
+		blocked, goOn := make(chan struct{}), make(chan struct{})
+		s, a := bind(t, e, "tcp", funcs{data: func(c *Conn) error {
+			blocked <- struct{}{}
+			<-goOn
+			return echo{}.OnData(c)
+		}})
+		lends := func() bool {
+			lent := make(chan bool)
+			_ = e.loops[0].inner.PostAlways(func() {
+				_, some := e.loops[0].EndTurn()
+				lent <- some
+			})
+			return <-lent
+		}
+		if lends() {
+			t.Error("it lends, and has nothing to do")
+		}
+		client := dial(t, s.Addrs()[0])
+		io.WriteString(client, "hello")
+		receive(t, "the handler", blocked)
+		if !lends() {
+			t.Error("it does not lend, and a callback is with a worker")
+		}
+		close(goOn)
+		expect(t, client, "hello")
+		eventually(t, "the callback to be back", func() bool { return !lends() })
+		client.Close()
+		a.wait(t, 1)
+	})
+}
+
 // TestReliefEnds has callbacks whose loop was taken over end in every way.
 func TestReliefEnds(t *testing.T) {
 	boom := errors.New("boom")

@@ -366,7 +366,7 @@ func (l *loop) contain(tenure uint32) {
 }
 
 // EndTurn implements [poller.Sink]: it reads for those that had more than one turn's worth.
-func (l *loop) EndTurn() (more bool) {
+func (l *loop) EndTurn() (more, lent bool) {
 	if l.errands != nil {
 		l.endBacklog()
 	}
@@ -376,9 +376,8 @@ func (l *loop) EndTurn() (more bool) {
 	}
 	if l.errands != nil {
 		l.endTurn()
-		l.inner.Lend(l.away.Load() > 0)
 	}
-	return len(l.again) > 0
+	return len(l.again) > 0, l.away.Load() > 0
 }
 
 // readAgain reads for the first n of the list, until it is through or a handler panics; it returns how many are left.

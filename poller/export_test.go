@@ -56,6 +56,9 @@ func SetAlone() (undo func()) {
 // GivenAway returns how often the loop has given its P away. It is for the goroutine that runs the loop.
 func (l *Loop) GivenAway() uint64 { return l.slice.turn }
 
+// Asks tells whether the loop's scout asks for an idle P. It is for the goroutine that runs the loop.
+func (l *Loop) Asks() bool { return l.scout.asks }
+
 // A Scout finds out who waits for a P.
 type Scout struct{ s scout }
 

@@ -16,9 +16,10 @@ type Sink interface {
 	// Due is given the token of each timer that is due, in the order of their instants.
 	Due(token Token)
 
-	// EndTurn is called last. more says that there is work left that needs no event: the loop then looks for events
-	// without waiting for them.
-	EndTurn() (more bool)
+	// EndTurn is called last. more says that there is work left that needs no event: the loop then looks for events without
+	// waiting for them. lent says that some of the sink's work is with other goroutines, which come for more by themselves: the
+	// loop then need not hurry to have them run where another P is idle.
+	EndTurn() (more, lent bool)
 }
 
 // A Loop waits on a backend and hands to its [Sink], turn by turn, a batch of events, then what other goroutines
@@ -40,7 +41,7 @@ type Loop struct {
 	slice   slice
 	blind   bool     // see isBlind
 	scout   *scout   // of these:
-	scouts  [2]scout // the second one while some of the loop's work is with others
+	scouts  [2]scout // the second one while some of the sink's work is lent
 	procs   procs
 	empty   bool // nobody waited for the P when the turn began
 
@@ -69,7 +70,7 @@ const timersMost = 256
 func NewLoop(b Backend, s Sink) *Loop {
 	l := &Loop{backend: b, sink: s, events: make([]Event, batchMost), share: share{owner: owned}}
 	l.scouts[1].asks = true
-	l.Lend(false)
+	l.scout = &l.scouts[0]
 	return l
 }
 
@@ -181,7 +182,9 @@ func (l *Loop) run(follow bool) error {
 			busy = busy || at <= l.Now()
 			more = l.fire()
 		}
-		more = l.sink.EndTurn() || more
+		left, lent := l.sink.EndTurn()
+		l.lend(lent)
+		more = left || more
 		busy = busy || more
 	}
 	ended = true
@@ -205,9 +208,8 @@ func (l *Loop) handOver() {
 	}
 }
 
-// Lend tells that some of the loop's work is with other goroutines, which come for more by themselves, or that none is any more. It is
-// for the goroutine that runs the loop.
-func (l *Loop) Lend(some bool) {
+// lend has the scout look that is for a loop some of whose work is lent, or none.
+func (l *Loop) lend(some bool) {
 	l.scout = &l.scouts[0]
 	if some {
 		l.scout = &l.scouts[1]

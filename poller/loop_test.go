@@ -22,6 +22,7 @@ type sink struct {
 	onReady func(poller.Event)
 	onDue   func(poller.Token)
 	more    func() bool
+	lent    bool
 }
 
 func (s *sink) Ready(events []poller.Event) {
@@ -40,11 +41,11 @@ func (s *sink) Due(token poller.Token) {
 	}
 }
 
-func (s *sink) EndTurn() bool {
+func (s *sink) EndTurn() (more, lent bool) {
 	if len(s.trace) > 0 && s.trace[len(s.trace)-1] != "end" {
 		s.trace = append(s.trace, "end")
 	}
-	return s.more != nil && s.more()
+	return s.more != nil && s.more(), s.lent
 }
 
 // stage is a loop that runs beside the test.

@@ -195,6 +195,23 @@ func TestScoutIdleP(t *testing.T) {
 	}
 }
 
+// TestLent has a loop lend some of its work, and get it back: its scout asks for an idle P in between.
+func TestLent(t *testing.T) {
+	testutil.CheckLeaks(t)
+	s := &sink{}
+	b := &turns{left: 10}
+	b.asked = func() {
+		if b.loop.Asks() != s.lent {
+			t.Errorf("work is lent: %v; its scout asks for an idle P: %v", s.lent, b.loop.Asks())
+		}
+		s.lent = b.left%4 < 2
+	}
+	b.loop = poller.NewLoop(b, s)
+	if err := b.loop.Run(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestIdleP computes on all Ps but one, and then on that one too.
 func TestIdleP(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))

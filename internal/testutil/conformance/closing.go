@@ -254,7 +254,7 @@ type sink struct {
 
 func (s *sink) Ready(events []poller.Event) { s.ready(events) }
 func (s *sink) Due(poller.Token)            {}
-func (s *sink) EndTurn() bool               { return s.end != nil && s.end() }
+func (s *sink) EndTurn() (more, lent bool)  { return s.end != nil && s.end(), false }
 
 func closeInCallback(e *env) {
 	b := e.backend()
