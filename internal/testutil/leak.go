@@ -14,13 +14,21 @@ import (
 	"time"
 )
 
+// checked are the tests that CheckLeaks was called for.
+var checked sync.Map
+
 // leakPatience is how long what a test has started may take to end.
 const leakPatience = 5 * time.Second
 
 // CheckLeaks fails the test if, after its other cleanups, it has left behind a file descriptor, a goroutine or threads.
-// It must be called first, and the test must not run in parallel with others.
+// It must be called first, and the test must not run in parallel with others. Another call for the same test does nothing: it
+// would look before all cleanups are through, and take what still runs and does something else by then for a leak.
 func CheckLeaks(t testing.TB) {
 	t.Helper()
+	if _, again := checked.LoadOrStore(t, nil); again {
+		return
+	}
+	t.Cleanup(func() { checked.Delete(t) })
 	startNetpoll()
 	files, goroutines, threads := Files(), Goroutines(), Threads()
 	t.Cleanup(func() {
