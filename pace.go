@@ -66,7 +66,7 @@ func (p *pace) note(slow bool, weight int32) {
 // which none was slow, long turns are passed over for timingPauseLeast, then for twice as long, and so on.
 const (
 	timingTurns      = 1 << 10
-	timingCalls      = 1 << 12
+	timingCalls      = 1 << 10
 	timingPauseLeast = int64(10 * time.Millisecond)
 	timingPauseMost  = 16 * timingPauseLeast
 )
