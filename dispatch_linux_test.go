@@ -776,7 +776,11 @@ func TestReliefRaces(t *testing.T) {
 	boom := errors.New("boom")
 	s, a := bind(t, e, "tcp", funcs{data: func(c *Conn) error {
 		b, _ := c.Peek(2)
-		if b[0] == 'x' {
+		switch b[0] {
+		case 's':
+			time.Sleep(2 * slowCall)
+			fallthrough
+		case 'x':
 			return echo{}.OnData(c)
 		}
 		limit, sleeps := reliefAfter, b[1]%2 == 0
@@ -808,8 +812,13 @@ func TestReliefRaces(t *testing.T) {
 			}
 		})
 	}
+	slow := dial(t, s.Addrs()[0]) // Its callbacks are slow enough for the loop to be looked after, and too few to be sent away.
+	defer slow.Close()
 	const rounds = 1500
 	for i := range rounds {
+		if i%10 == 0 {
+			roundTrip(t, slow, "slow")
+		}
 		c := dial(t, s.Addrs()[0])
 		_ = c.SetDeadline(time.Now().Add(patience))
 		what := []byte{"rpg"[i%3], byte(i / 3 % 100)}
@@ -824,7 +833,8 @@ func TestReliefRaces(t *testing.T) {
 	}
 	stop.Store(true)
 	others.Wait()
-	a.wait(t, rounds+2)
+	slow.Close()
+	a.wait(t, rounds+3)
 	var panics, exits int
 	for _, err := range a.errs() {
 		switch {
