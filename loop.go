@@ -54,6 +54,7 @@ type loop struct {
 	spent    spent         // where callbacks are measured: at the beginning of the turn, or after the last one that took long
 	lookout  lookout
 	backlog  backlog
+	unbroken int // callbacks since the turn began, or was interrupted: see poller.Loop.Between
 
 	held   poller.Event   // with Received: its bytes are being handled
 	silent bool           // the last callback has sent nothing
@@ -303,7 +304,7 @@ func (l *loop) Ready(events []poller.Event) {
 	if l.errands != nil {
 		l.beginTurn(len(events))
 	}
-	l.batch, l.next = events, 0
+	l.batch, l.next, l.unbroken = events, 0, 0
 	for l.next < len(l.batch) {
 		l.dispatch()
 	}
@@ -314,6 +315,7 @@ func (l *loop) Ready(events []poller.Event) {
 func (l *loop) dispatch() {
 	defer l.contain(l.tenure.Load())
 	for l.next < len(l.batch) {
+		l.unbroken = l.inner.Between(l.unbroken)
 		ev := &l.batch[l.next]
 		l.next++
 		s, ok := l.sources.Get(ev.Token)
@@ -397,6 +399,7 @@ func (l *loop) readAgain(n int) (left int) {
 	}()
 	defer l.contain(l.tenure.Load())
 	for left > 0 {
+		l.unbroken = l.inner.Between(l.unbroken)
 		token := l.again[n-left]
 		left--
 		if s, ok := l.sources.Get(token); ok {
@@ -622,6 +625,7 @@ func (l *loop) enter(c *Conn) {
 	}
 	l.calls.Store(l.calls.Load() + 1)
 	l.backlog.ran++
+	l.unbroken++
 	// Publishes that the loop will look at c when the callback returns; pairs with the load in corked. From here on the loop may be
 	// taken over: see reliefs.
 	l.current.Store(c)

@@ -21,6 +21,7 @@ import (
 
 	"github.com/pollux-go/pollux/cgo"
 	"github.com/pollux-go/pollux/internal/host"
+	"github.com/pollux-go/pollux/internal/invariants"
 	"github.com/pollux-go/pollux/internal/sys"
 	"github.com/pollux-go/pollux/internal/testutil"
 )
@@ -408,6 +409,81 @@ func TestWaits(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestLongTurnHasBreaks has each event of a long turn send to a goroutine, which has no other P than the loop's: it runs before the
+// last of the events, and not after the turn only.
+func TestLongTurnHasBreaks(t *testing.T) {
+	eachBackend(t, func(t *testing.T, config Config) {
+		testutil.CheckLeaks(t)
+		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+		config.Loops, config.Procs, config.Dispatch = 1, ProcsKeep, DispatchInline
+		e := newEngine(t, config)
+		const rounds, many, enough = 1000, 16, 20
+		work := make(chan struct{}, rounds*many)
+		var ran atomic.Int64
+		var receiver sync.WaitGroup
+		receiver.Go(func() {
+			for range work {
+				ran.Add(1)
+				for began := time.Now(); time.Since(began) < 5*time.Microsecond; { // It would go unnoticed.
+				}
+			}
+		})
+		defer func() {
+			_ = e.Close() // Else the loop might send.
+			close(work)
+			receiver.Wait()
+		}()
+		entered, leave := make(chan struct{}), make(chan struct{})
+		var events int // The loop's.
+		var before int64
+		var early atomic.Int64
+		s, _ := bind(t, e, "tcp", funcs{data: func(c *Conn) error {
+			if b, _ := c.Peek(1); b[0] == 'w' {
+				entered <- struct{}{}
+				<-leave
+				return echo{}.OnData(c)
+			}
+			switch events++; events % many {
+			case 1:
+				before = ran.Load()
+			case 0:
+				if ran.Load() > before {
+					early.Add(1)
+				}
+			}
+			work <- struct{}{}
+			return echo{}.OnData(c)
+		}})
+		gate := dial(t, s.Addrs()[0])
+		defer gate.Close()
+		var conns [many]net.Conn
+		for i := range conns {
+			conns[i] = dial(t, s.Addrs()[0])
+			defer conns[i].Close()
+			roundTrip(t, conns[i], "x")
+		}
+		for i := 0; i < rounds && early.Load() < enough; i++ { // Whether it uses a break is found out, now and then.
+			if _, err := io.WriteString(gate, "w"); err != nil {
+				t.Fatal(err)
+			}
+			<-entered
+			for _, c := range conns { // For the next turn.
+				if _, err := io.WriteString(c, "x"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			leave <- struct{}{}
+			expect(t, gate, "w")
+			for _, c := range conns {
+				expect(t, c, "x")
+			}
+		}
+		if n := early.Load(); n < enough && !invariants.Enabled { // The race detector, which has them enabled, shuffles who is ready.
+			t.Errorf("the goroutine ran between the first and the last event of %d turns of %d: want %d", n, rounds, enough)
+		}
+	})
 }
 
 // TestSpinOfRealtimeThreads refuses what could stop the machine.

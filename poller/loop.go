@@ -44,6 +44,7 @@ type Loop struct {
 	scouts  [2]scout // the second one while some of the sink's work is lent
 	procs   procs
 	empty   bool // nobody waited for the P when the turn began
+	vain    int  // breaks in a row that nobody has used, and those that were left out since: see Between
 
 	share    share
 	counters counters
@@ -204,6 +205,50 @@ func (l *Loop) handOver() {
 	if l.empty && !sys.QueueEmpty() {
 		l.counters.handOvers.add(1)
 		l.slice.yield()
+		l.renewed = Nanotime()
+	}
+}
+
+// breakEach is after how many callbacks of a turn there is a break: see Between. A break that nobody uses costs two switches of
+// threads, so after some in a row that were of no use, all but each breakRest-th are left out.
+//
+// At 20,000 hand-overs a second on one CPU, beside goroutines that compute, the p99 with these breaks is a quarter of what it is
+// without; with one after each callback, or each second one, it was 12 to 60 times what it is without.
+const (
+	breakEach = 4
+	breakRest = 16
+)
+
+// Between is for the sink, between two events of a turn: after some callbacks it lets the goroutines run that they have made ready,
+// as is done at the end of a turn. A turn may have hundreds of events, and the first of them may have readied somebody. It takes
+// how many callbacks the sink has had since the turn began, or since the last break, and returns it, or 0 after a break.
+func (l *Loop) Between(callbacks int) int {
+	if callbacks < breakEach {
+		return callbacks
+	}
+	l.handOverBetween()
+	return 0
+}
+
+func (l *Loop) handOverBetween() {
+	switch {
+	case l.slice.first == nil || l.scout.asks: // It does not run, or workers have what it has made ready.
+	case !l.blind:
+		l.handOver()
+	case l.scout.eager():
+		if l.vain >= scoutMisses {
+			if l.vain++; l.vain < scoutMisses+breakRest {
+				return
+			}
+			l.vain = scoutMisses - 1
+		}
+		if l.slice.yield() {
+			l.counters.handOvers.add(1)
+			l.scout.needed(true)
+			l.vain = 0
+		} else { // At the end of the turn somebody may: the scout does not count it.
+			l.vain++
+		}
 		l.renewed = Nanotime()
 	}
 }

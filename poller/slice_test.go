@@ -11,9 +11,11 @@ import (
 	"github.com/pollux-go/pollux/poller"
 )
 
-// turns is a backend that has one event each time, and lets look at what has happened before it is asked for the next one.
+// turns is a backend that has one event each time, or so many, and lets look at what has happened before it is asked for the
+// next one.
 type turns struct {
 	left  int
+	many  int
 	asked func()
 	loop  *poller.Loop
 }
@@ -24,8 +26,11 @@ func (b *turns) Wait(events []poller.Event, _ time.Duration) (int, error) {
 		b.loop.Stop()
 		return 0, nil
 	}
-	events[0] = poller.Event{Token: 1}
-	return 1, nil
+	n := max(b.many, 1)
+	for i := range n {
+		events[i] = poller.Event{Token: poller.Token(i + 1)}
+	}
+	return n, nil
 }
 
 func (*turns) Add(int, poller.Token) error { return nil }
@@ -51,20 +56,47 @@ func TestHandOver(t *testing.T) {
 }
 
 func handOver(t *testing.T, procs int) {
+	woken, late := int64(1), 0
+	b := &turns{left: handOverRounds}
+	wake, ran := receiver(t, procs)
+	b.asked = func() {
+		// A P that was idle may be about to run it, which takes a moment.
+		for end := time.Now().Add(500 * time.Microsecond); ran.Load() < woken && time.Now().Before(end); {
+		}
+		if ran.Load() < woken {
+			late++
+		}
+	}
+	runLocked(t, b, &sink{onReady: func(poller.Event) {
+		select {
+		case wake <- struct{}{}:
+			woken++
+		default: // It runs still, on another P.
+		}
+	}})
+	// Now and then one of the others is between two goroutines when the loop looks, and has time.
+	if !raceEnabled && (late > handOverRounds/4 || woken < handOverRounds/2) {
+		t.Errorf("of %d goroutines that were made ready, %d had not run when the loop waited again", woken, late)
+	}
+}
+
+const handOverRounds = 200
+
+// receiver starts goroutines that keep all Ps busy but one, and one that counts what it receives.
+func receiver(t *testing.T, procs int) (wake chan<- struct{}, ran *atomic.Int64) {
 	testutil.CheckLeaks(t)
-	const rounds = 200
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(procs))
+	before := runtime.GOMAXPROCS(procs)
 	var stop atomic.Bool
-	wake, ran := make(chan struct{}), atomic.Int64{}
+	c := make(chan struct{})
+	ran = new(atomic.Int64)
 	go func() {
-		for range wake {
+		for range c {
 			ran.Add(1)
 			for end := time.Now().Add(5 * time.Microsecond); time.Now().Before(end); { // It would go unnoticed.
 			}
 		}
 	}()
-	defer close(wake)
-	wake <- struct{}{} // It runs, and will wait.
+	c <- struct{}{} // It runs, and will wait.
 	var computing sync.WaitGroup
 	for range procs - 1 {
 		computing.Add(1)
@@ -74,25 +106,18 @@ func handOver(t *testing.T, procs int) {
 			}
 		}()
 	}
-	defer stop.Store(true)
 	computing.Wait()
+	t.Cleanup(func() {
+		stop.Store(true)
+		close(c)
+		runtime.GOMAXPROCS(before)
+	})
+	return c, ran
+}
 
-	woken, late := int64(1), 0
-	b := &turns{left: rounds, asked: func() {
-		// A P that was idle may be about to run it, which takes a moment.
-		for end := time.Now().Add(500 * time.Microsecond); ran.Load() < woken && time.Now().Before(end); {
-		}
-		if ran.Load() < woken {
-			late++
-		}
-	}}
-	b.loop = poller.NewLoop(b, &sink{onReady: func(poller.Event) {
-		select {
-		case wake <- struct{}{}:
-			woken++
-		default: // It runs still, on another P.
-		}
-	}})
+// runLocked runs a loop on a thread of its own until it ends.
+func runLocked(t *testing.T, b *turns, s poller.Sink) {
+	b.loop = poller.NewLoop(b, s)
 	ended := make(chan error)
 	go func() {
 		runtime.LockOSThread()
@@ -101,9 +126,65 @@ func handOver(t *testing.T, procs int) {
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
-	// Now and then one of the others is between two goroutines when the loop looks, and has time.
-	if !raceEnabled && (late > rounds/4 || woken < rounds/2) {
-		t.Errorf("of %d goroutines that were made ready, %d had not run when the loop waited again", woken, late)
+}
+
+// TestHandOverBetween has the events of a long turn make a goroutine ready while others keep every other P busy. It runs before the
+// last one does.
+func TestHandOverBetween(t *testing.T) {
+	t.Run("told", func(t *testing.T) {
+		if runtime.NumCPU() == 1 {
+			t.Skip("on one CPU the runtime does not tell whether a goroutine waits")
+		}
+		handOverBetween(t, 3)
+	})
+	t.Run("one P", func(t *testing.T) { handOverBetween(t, 1) })
+	t.Run("blind", func(t *testing.T) {
+		defer poller.SetAlone()()
+		handOverBetween(t, 3)
+	})
+}
+
+func handOverBetween(t *testing.T, procs int) {
+	const many = 16
+	woken, before, late := 0, int64(0), 0
+	b := &turns{left: handOverRounds, many: many, asked: func() {}}
+	wake, ran := receiver(t, procs)
+	s, callbacks := &sink{}, 0
+	s.onReady = func(e poller.Event) {
+		switch e.Token {
+		case 1:
+			before = ran.Load()
+		case many:
+			if ran.Load() == before {
+				late++
+			}
+		}
+		select {
+		case wake <- struct{}{}:
+			woken++
+		default: // It has not run since, or runs still on another P.
+		}
+		callbacks = b.loop.Between(callbacks + 1)
+	}
+	runLocked(t, b, s)
+	if !raceEnabled && (late > handOverRounds/4 || woken < handOverRounds/2) {
+		t.Errorf("%d goroutines were made ready; in %d of %d turns none had run before the last of %d events", woken, late, handOverRounds, many)
+	}
+}
+
+// TestBreaksBecomeRare has long turns that make nobody ready, and a loop that nobody tells: it rarely gives its P away
+// between their events.
+func TestBreaksBecomeRare(t *testing.T) {
+	defer poller.SetAlone()()
+	testutil.CheckLeaks(t)
+	const many, rounds = poller.BatchMost, 20
+	b := &turns{left: rounds, many: many, asked: func() {}}
+	s, callbacks := &sink{}, 0
+	s.onReady = func(poller.Event) { callbacks = b.loop.Between(callbacks + 1) }
+	runLocked(t, b, s)
+	// Some for what the kernel does meanwhile, which looks like somebody, and for what the loop does every 6 ms.
+	if n := b.loop.GivenAway(); n > 4*rounds {
+		t.Errorf("it gave its P away %d times in %d turns of %d events that nobody needed it after", n, rounds, many)
 	}
 }
 
