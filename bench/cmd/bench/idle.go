@@ -15,6 +15,7 @@ const (
 	acceptLimit = 20 * time.Second       // For a server to accept all connections.
 	idleRound   = 45 * time.Second       // Bound on one server in one round.
 	settle      = 300 * time.Millisecond // For what a server does after the last accept.
+	quiet       = 2 * time.Second        // For what it does after the last answer, before it is watched.
 )
 
 const idleNotShown = "the kernel's memory for the sockets, which is the same for all; connections in use; " +
@@ -23,7 +24,7 @@ const idleNotShown = "the kernel's memory for the sockets, which is the same for
 // idle runs the idle scenario.
 func (b *bench) idle(ctx context.Context) error {
 	o := b.o
-	limit := idleRound * time.Duration(len(b.servers)*o.rounds)
+	limit := (idleRound + o.watch) * time.Duration(len(b.servers)*o.rounds)
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done after %v", limit))
 	defer cancel()
 
@@ -57,7 +58,7 @@ rounds:
 	b.printMachine(fmt.Sprintf("%d %s, servers in turn; median (min–max); ratios are taken within each round",
 		o.rounds, plural(o.rounds, "round", "rounds")))
 	b.heading(fmt.Sprintf("%d idle connections", conns))
-	if err := b.table(report.IdleTable(rows, o.base)); err != nil {
+	if err := b.table(report.IdleTable(rows, o.base, o.watch)); err != nil {
 		return err
 	}
 	b.items(report.IdleSentences(rows, o.base))
@@ -73,7 +74,8 @@ rounds:
 // stops it.
 func (b *bench) measureIdle(ctx context.Context, c contender, conns int) (report.IdleSample, error) {
 	sample := report.IdleSample{Server: c.label, Conns: conns}
-	ctx, cancel := context.WithTimeoutCause(ctx, idleRound, fmt.Errorf("not done after %v", idleRound))
+	limit := idleRound + b.o.watch
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done after %v", limit))
 	defer cancel()
 	s, err := c.start(ctx, b.launcher, b.o)
 	if err != nil {
@@ -130,5 +132,51 @@ func (b *bench) measureIdle(ctx context.Context, c contender, conns int) (report
 	if sample.After, err = proc.RSS(s.pid()); err != nil {
 		return sample, startError{err}
 	}
-	return sample, nil
+	if b.o.watch == 0 {
+		return sample, nil
+	}
+	if sample.Wakeups, sample.CPU, err = watchIdle(ctx, s.pid(), b.o.watch); err != nil {
+		return sample, startError{err}
+	}
+	return sample, idle.Ping() // None was lost.
+}
+
+// watchIdle watches a server whose connections do nothing: how often a second a thread of it wakes up, and the part of a CPU that it
+// uses.
+func watchIdle(ctx context.Context, pid int, d time.Duration) (wakeups, cpu float64, err error) {
+	if err := pause(ctx, quiet); err != nil {
+		return 0, 0, err
+	}
+	began := time.Now()
+	used, err := proc.ReadUsage(pid)
+	if err != nil {
+		return 0, 0, err
+	}
+	slept, err := proc.ReadSwitches(pid)
+	if err != nil {
+		return 0, 0, err
+	}
+	if err := pause(ctx, d); err != nil {
+		return 0, 0, err
+	}
+	sleptNow, err := proc.ReadSwitches(pid)
+	if err != nil {
+		return 0, 0, err
+	}
+	usedNow, err := proc.ReadUsage(pid)
+	if err != nil {
+		return 0, 0, err
+	}
+	seconds := time.Since(began).Seconds()
+	return float64(sleptNow.Since(slept)) / seconds, usedNow.Sub(used).Total.Seconds() / seconds, nil
+}
+
+// pause waits for so long, or until ctx ends.
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }

@@ -158,11 +158,11 @@ func TestScenarios(t *testing.T) {
 }
 
 func TestIdle(t *testing.T) {
-	out, progress, err := runArgs(t, append([]string{"idle", "-servers", "std", "-rounds", "1", "-conns", "300"}, unpinned...)...)
+	out, progress, err := runArgs(t, append([]string{"idle", "-servers", "std", "-rounds", "1", "-conns", "300", "-watch", "200ms"}, unpinned...)...)
 	if err != nil {
 		t.Fatalf("%v\n%s\n%s", err, progress, out)
 	}
-	if !strings.Contains(out, "300 idle connections") {
+	if !strings.Contains(out, "300 idle connections") || !strings.Contains(out, "wake-ups/s in 200ms") {
 		t.Errorf("the output is\n%s", out)
 	}
 }
@@ -214,6 +214,7 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"-size", "0"}, "-size 0", errUsage},
 		{[]string{"echo", "extra"}, `unexpected argument "extra"`, errUsage},
 		{[]string{"idle", "-conns", "1,2"}, "one number", errUsage},
+		{[]string{"idle", "-watch", "-1s"}, "-watch -1s", errUsage},
 	} {
 		out, progress, err := runArgs(t, test.args...)
 		if !errors.Is(err, test.err) {

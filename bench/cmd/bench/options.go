@@ -48,6 +48,9 @@ type options struct {
 
 	// The echo scenario's, besides.
 	cost time.Duration
+
+	// The idle scenario's.
+	watch time.Duration
 }
 
 const echoUsage = `bench echo measures requests/s, latency and CPU time per request.
@@ -68,12 +71,14 @@ on io_uring.
 flags:
 `
 
-const idleUsage = `bench idle measures the memory that an idle connection costs.
+const idleUsage = `bench idle measures what an idle connection costs: memory, wake-ups and CPU.
 
 Each server in turn is started, sent one request, and its resident memory is read;
 then come the connections, and it is read again when the server has accepted all;
 then each connection sends one request, which must be answered right, and it is
-read once more. The kernel's own memory for a socket is not in it.
+read once more. The kernel's own memory for a socket is not in it. After two more
+seconds it is watched for a while (-watch): how often a thread of the process wakes
+up, and what CPU it uses while nothing happens.
 
 flags:
 `
@@ -158,6 +163,7 @@ func parseOptions(ctx context.Context, name string, args []string, stderr io.Wri
 	if name == "idle" {
 		f.StringVar(&conns, "conns", "10000", "number of idle connections")
 		f.IntVar(&o.rounds, "rounds", 3, "number of rounds")
+		f.DurationVar(&o.watch, "watch", 5*time.Second, "how long each server is watched while nothing happens (0: not at all)")
 	} else {
 		f.StringVar(&conns, "conns", "1,64,1000", "comma-separated `list` of numbers of connections; each gives a table")
 		f.IntVar(&o.rounds, "rounds", 5, "number of rounds")
@@ -274,6 +280,9 @@ func (o *options) check(name string) error {
 	if name == "idle" {
 		if len(o.conns) != 1 {
 			return fmt.Errorf("-conns: one number is needed")
+		}
+		if o.watch < 0 {
+			return fmt.Errorf("-watch %v: must not be negative", o.watch)
 		}
 		return nil
 	}

@@ -3,10 +3,13 @@ package proc
 import (
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestParseCPUs(t *testing.T) {
@@ -90,6 +93,33 @@ func TestRSSAndDescriptors(t *testing.T) {
 	n, err := Descriptors(os.Getpid())
 	if err != nil || n < 3 {
 		t.Errorf("Descriptors = %d, %v; want 3 or more", n, err)
+	}
+}
+
+func TestSwitchesCountSleeps(t *testing.T) {
+	before, err := ReadSwitches(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	runtime.LockOSThread() // So that its thread still runs then.
+	defer runtime.UnlockOSThread()
+	const sleeps = 20
+	for range sleeps {
+		if err := unix.Nanosleep(&unix.Timespec{Nsec: 1000}, nil); err != nil && err != unix.EINTR {
+			t.Fatal(err)
+		}
+	}
+	after, err := ReadSwitches(os.Getpid())
+	if n := after.Since(before); err != nil || n < sleeps {
+		t.Errorf("%d sleeps, %v; want %d or more", n, err, sleeps)
+	}
+	if n, err := parseSwitches("Name:\tx\nnonvoluntary_ctxt_switches:\t3\nvoluntary_ctxt_switches:\t17\n"); n != 17 || err != nil {
+		t.Errorf("parseSwitches = %d, %v; want 17", n, err)
+	}
+	for _, bad := range []string{"", "nonvoluntary_ctxt_switches:\t3\n", "voluntary_ctxt_switches:\tx\n"} {
+		if _, err := parseSwitches(bad); err == nil {
+			t.Errorf("parseSwitches(%q): no error", bad)
+		}
 	}
 }
 

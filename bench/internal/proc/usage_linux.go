@@ -128,6 +128,50 @@ func Threads(pid int, prefix string) (int, error) {
 	return n, nil
 }
 
+// Switches is how often each thread of a process has gone to sleep by itself since it began, by its id: so often something woke it.
+type Switches map[int]int64
+
+// Since is how often that was since the reading o, in threads that still run.
+func (s Switches) Since(o Switches) (n int64) {
+	for thread, times := range s {
+		n += times - o[thread]
+	}
+	return n
+}
+
+// ReadSwitches reads it of a running process.
+func ReadSwitches(pid int) (Switches, error) {
+	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil {
+		return nil, fmt.Errorf("count the sleeps of threads: %w", err)
+	}
+	s := Switches{}
+	for _, task := range tasks {
+		thread, err := strconv.Atoi(task.Name())
+		if err != nil {
+			return nil, fmt.Errorf("count the sleeps of threads: %w", err)
+		}
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/status", pid, thread))
+		if err != nil {
+			continue // It has ended.
+		}
+		if s[thread], err = parseSwitches(string(text)); err != nil {
+			return nil, fmt.Errorf("/proc/%d/task/%d/status: %w", pid, thread, err)
+		}
+	}
+	return s, nil
+}
+
+func parseSwitches(text string) (int64, error) {
+	const key = "voluntary_ctxt_switches:"
+	for line := range strings.Lines(text) {
+		if f := strings.Fields(line); len(f) == 2 && f[0] == key {
+			return strconv.ParseInt(f[1], 10, 64)
+		}
+	}
+	return 0, fmt.Errorf("no %s", key)
+}
+
 // Memory is what /proc/meminfo says of the machine, in bytes.
 type Memory struct {
 	Available int64

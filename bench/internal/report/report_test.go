@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestNewStat(t *testing.T) {
@@ -214,14 +215,19 @@ func TestIdle(t *testing.T) {
 		{Server: "std", Round: 1, Conns: 1000, Before: 5e6, Idle: 9e6, After: 15e6},
 		{Server: "lean", Round: 1, Conns: 1000, Before: 5e6, Idle: 5.2e6, After: 5.5e6},
 		{Server: "std", Round: 2, Conns: 1000, Before: 5e6, Idle: 9e6, After: 13e6},
-		{Server: "lean", Round: 2, Conns: 1000, Before: 5e6, Idle: 5.2e6, After: 5.4e6},
+		{Server: "lean", Round: 2, Conns: 1000, Before: 5e6, Idle: 5.2e6, After: 5.4e6, Wakeups: 0.5, CPU: 0.00002},
 	}
 	rows := SumIdle(samples, "std")
 	if len(rows) != 2 || rows[1].PerPinged.Median != 450 || rows[1].PerIdle.Median != 200 {
 		t.Fatalf("rows are %+v, want 200 and 450 bytes for lean", rows)
 	}
-	if got := IdleTable(rows, "std"); len(got.Rows) != 2 || len(got.Rows[0]) != len(got.Header) {
+	if got := IdleTable(rows, "std", 0); len(got.Rows) != 2 || len(got.Rows[0]) != len(got.Header) {
 		t.Errorf("table is %+v", got)
+	}
+	watched := IdleTable(rows, "std", time.Minute)
+	if last := len(watched.Header) - 2; watched.Header[last] != "wake-ups/s in 1m0s" || watched.Rows[1][last] != "0.25 (0.00–0.50)" ||
+		watched.Rows[1][last+1] != "0.0010 (0.0000–0.0020)" {
+		t.Errorf("table of servers that were watched is %+v", watched)
 	}
 	want := "lean: 450 bytes per connection that was used once, 0.05 × std's (less in each of 2 rounds)."
 	if got := IdleSentences(rows, "std"); len(got) != 1 || got[0] != want {
