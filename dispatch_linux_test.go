@@ -22,6 +22,7 @@ import (
 	"github.com/pollux-go/pollux/internal/host"
 	"github.com/pollux-go/pollux/internal/sys"
 	"github.com/pollux-go/pollux/internal/testutil"
+	"github.com/pollux-go/pollux/poller"
 
 	"golang.org/x/sys/unix"
 )
@@ -31,6 +32,7 @@ type stuckHandler struct {
 	echo
 	blocked, goOn chan struct{}
 	stuck         func(*Conn) // what it does after it was blocked by 'B'
+	loop          atomic.Pointer[loop]
 }
 
 func newStuckHandler() *stuckHandler {
@@ -38,6 +40,7 @@ func newStuckHandler() *stuckHandler {
 }
 
 func (h *stuckHandler) OnData(c *Conn) error {
+	h.loop.Store(c.loop)
 	if b, _ := c.Peek(1); len(b) > 0 && (b[0] == 'b' || b[0] == 'B') {
 		h.blocked <- struct{}{}
 		<-h.goOn
@@ -48,14 +51,28 @@ func (h *stuckHandler) OnData(c *Conn) error {
 	return h.echo.OnData(c)
 }
 
-// beSlow has the loop find out that the handler may be slow: it must look twice for the turns that are long.
+// beSlow has the loop find out that the handler may be slow: it must look twice for the turns that are long. A loop that can be
+// relieved is looked after then; where threads had to wait for a CPU it may have been for nothing before, and takes a rest.
 func beSlow(t *testing.T, h *stuckHandler, c net.Conn) {
 	t.Helper()
-	for range 4 {
-		var release sync.WaitGroup
-		release.Go(func() { <-h.blocked; time.Sleep(2 * time.Millisecond); h.goOn <- struct{}{} })
-		roundTrip(t, c, "b first")
-		release.Wait()
+	for end := time.Now().Add(patience / 2); ; {
+		for range 4 {
+			var release sync.WaitGroup
+			release.Go(func() { <-h.blocked; time.Sleep(2 * time.Millisecond); h.goOn <- struct{}{} })
+			roundTrip(t, c, "b first")
+			release.Wait()
+		}
+		l := h.loop.Load()
+		ready := make(chan bool, 1)
+		if err := l.inner.Post(func() { ready <- !l.relievable() || l.lookout.turns > 0 }); err != nil {
+			t.Fatal(err)
+		}
+		if receive(t, "the loop", ready) {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal("its handler is slow, and the loop is not looked after")
+		}
 	}
 }
 
@@ -627,6 +644,69 @@ func TestLoopLends(t *testing.T) {
 		client.Close()
 		a.wait(t, 1)
 	})
+}
+
+// TestReliefLate has callbacks not return in a loop that is not looked after, as nothing was slow before, or as that was of no use
+// lately. The watchdog has them relieved.
+func TestReliefLate(t *testing.T) {
+	for name, config := range map[string]Config{
+		"as it is": {},
+		"hot":      {Hot: HotAlways, CPUs: "0"},
+		"spins":    {Spin: time.Millisecond},
+	} {
+		t.Run(name, func(t *testing.T) {
+			testutil.CheckLeaks(t)
+			config.Backend, config.Loops, config.Dispatch, config.Logger = KindEpoll, 1, DispatchSteal, (&lines{}).logger()
+			e := newEngine(t, config)
+			h, computes := newStuckHandler(), atomic.Bool{}
+			h.stuck = func(*Conn) {
+				for computes.Load() {
+				}
+			}
+			s, a := bind(t, e, "tcp", h)
+			l := e.loops[0]
+			other := dial(t, s.Addrs()[0])
+			const n = 4
+			var conns [n]net.Conn
+			for i := range conns {
+				unwatched := make(chan struct{})
+				if err := l.inner.Post(func() {
+					if l.lookout.turns > 0 {
+						l.notWatched() // A follower may still wait, for an event.
+					}
+					l.lookout.after = poller.Nanotime() + int64(time.Hour)
+					close(unwatched)
+				}); err != nil {
+					t.Fatal(err)
+				}
+				receive(t, "the loop", unwatched)
+				conns[i] = dial(t, s.Addrs()[0])
+				what := "b"
+				if i%2 == 1 {
+					what = "B"
+					computes.Store(true)
+				}
+				io.WriteString(conns[i], what)
+				receive(t, "the handler", h.blocked)
+				if what == "B" {
+					h.goOn <- struct{}{}
+				}
+				roundTrip(t, other, "meanwhile")
+				if got := e.Stats().Reliefs; got < uint64(i+1) {
+					t.Errorf("%d reliefs for %d callbacks that do not return", got, i+1)
+				}
+			}
+			computes.Store(false)
+			close(h.goOn)
+			for i, c := range conns {
+				expect(t, c, []string{"b", "B"}[i%2])
+				c.Close()
+			}
+			roundTrip(t, other, "over")
+			other.Close()
+			a.wait(t, n+1)
+		})
+	}
 }
 
 // TestReliefEnds has callbacks whose loop was taken over end in every way.

@@ -40,6 +40,7 @@ type loop struct {
 	cork    outbound // belongs to the current connection, under its mutex
 
 	movable  bool          // another thread can become the loop: see reliefs
+	late     bool          // and so if it is not looked after
 	errands  *errands      // nil: no callback goes to a worker
 	index    int           // of the engine's loops
 	away     atomic.Int64  // errands that workers have
@@ -107,6 +108,7 @@ func newLoop(e *Engine, b poller.Backend) *loop {
 	}
 	_, l.movable = b.(poller.Sharer)
 	l.movable = l.movable && e.config.Dispatch == DispatchSteal
+	l.late = l.movable && !l.pin.Sched.FIFO // As in relievable, whoever asks.
 	l.lookout.threads.Store(1)
 	l.lookout.spares.turns = make(chan struct{}, sparesMost)
 	return l
@@ -191,20 +193,24 @@ func (l *loop) serve(run func() error) (again bool) {
 
 // replace takes the loop over from a goroutine that a handler has ended, and closes the connection that it was called for.
 // A ring belongs to its thread, which has ended too: then the engine closes.
-func (l *loop) replace() {
+func (l *loop) replace() { onOwnThread(l.takeOver) }
+
+// onOwnThread runs f on a thread of its own, which ends with it. It is not the process's first one, which lives as long as the process
+// does, and would stay pinned.
+func onOwnThread(f func()) {
 	runtime.LockOSThread()
-	if sys.IsFirstThread() {
-		taken := make(chan struct{})
-		go func() {
-			runtime.LockOSThread()
-			close(taken)
-			l.takeOver()
-		}()
-		<-taken
-		runtime.UnlockOSThread()
+	if !sys.IsFirstThread() {
+		f()
 		return
 	}
-	l.takeOver()
+	begun := make(chan struct{})
+	go func() {
+		runtime.LockOSThread()
+		close(begun)
+		f()
+	}()
+	<-begun // It is kept busy until another one is found.
+	runtime.UnlockOSThread()
 }
 
 func (l *loop) takeOver() {

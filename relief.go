@@ -2,7 +2,6 @@ package pollux
 
 import (
 	"fmt"
-	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -20,6 +19,8 @@ import (
 // the callback an errand: what runs it is no loop any more. So a handler that is fast, but for one call in a hundred, costs no
 // hand-over where it is fast, and costs the others a moment where it is not; and where there are no others, nothing. In
 // particular no timer is set, turn by turn: on a virtual machine that may take five microseconds, each time.
+//
+// A loop that is not looked after is relieved, too, if the watchdog finds it stuck, 25 to 50 ms later: see relieveLate.
 //
 // Ownership. A loop's state belongs to the goroutine that has put a connection into loop.current, or took it out. While a
 // handler runs, whoever holds that connection's mutex and finds it there may take it out and is the loop from then on: the
@@ -176,22 +177,53 @@ func (l *loop) endShare() {
 
 // follow is the life of a thread that begins as a follower.
 func (l *loop) follow() {
-	runtime.LockOSThread()
-	if sys.IsFirstThread() {
-		// Not this one, as in run.
-		begun := make(chan struct{})
-		go func() {
-			runtime.LockOSThread()
-			close(begun)
-			l.join()
-			l.man(l.inner.Follow)
-		}()
-		<-begun
-		runtime.UnlockOSThread()
-		return
+	onOwnThread(func() {
+		l.join()
+		l.man(l.inner.Follow)
+	})
+}
+
+// relieveLate has a thread see to a callback that the watchdog has found running, in a loop that is not looked after: the first
+// slow one for long, say, which may never return. From then on the loop is looked after. The loop's state says so only to those
+// that own it, so the thread comes as a follower would, and is the owner before it has the loop shared.
+func (l *loop) relieveLate(c *Conn, calls uint64) {
+	if !l.late || !l.lookout.threads.CompareAndSwap(1, 2) {
+		return // Nobody can, or one does. A follower that was not needed any more leaves when it has an event; the watchdog asks again.
 	}
-	l.join()
-	l.man(l.inner.Follow)
+	l.engine.reliefs.crew.Add(1)
+	go onOwnThread(func() {
+		if !l.takeLate(c, calls) {
+			l.lookout.threads.Add(-1)
+			l.engine.reliefs.crew.Done()
+			return
+		}
+		l.thread.Store(int64(sys.Gettid()))
+		l.join()
+		l.man(func() error {
+			l.beWatched()
+			l.Relieved(nil)
+			return l.inner.Run()
+		})
+	})
+}
+
+// takeLate waits until the callback is to be relieved, and does that. It is false if the callback ends before.
+func (l *loop) takeLate(c *Conn, calls uint64) bool {
+	for {
+		began := l.callAt.Load()
+		if l.calls.Load() != calls || l.current.Load() != c {
+			return false
+		}
+		age := stuckAfter
+		if began != 0 {
+			age = time.Duration(poller.Nanotime() - began)
+		}
+		stuck, rest := l.isStuck(calls, age)
+		if stuck {
+			return l.take(c, calls, began)
+		}
+		time.Sleep(max(rest, reliefAfter/2))
+	}
 }
 
 // man is the life of a thread that runs the loop, by itself or in turns with others.
@@ -288,6 +320,9 @@ func (l *loop) take(c *Conn, calls uint64, began int64) bool {
 		return false
 	}
 	r.conn, r.what, r.began, r.spent = c, onAsync, began, l.spent
+	if began == 0 { // It was not clocked, and the watchdog has found it.
+		r.began = poller.Nanotime() - int64(stuckAfter)
+	}
 	old := int(l.thread.Load())
 	l.lookout.spares.setMember(old, false)
 	s := &l.engine.reliefs

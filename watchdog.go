@@ -15,8 +15,8 @@ import (
 	"github.com/pollux-go/pollux/internal/sys"
 )
 
-// watchdog is the goroutine that looks after all loops of the process: it tells of callbacks that do not return, and wakes
-// loops that sleep while work waits for them, which would be a bug of ours.
+// watchdog is the goroutine that looks after all loops of the process: it tells of callbacks that do not return, has them relieved
+// where nobody else does, and wakes loops that sleep while work waits for them, which would be a bug of ours.
 //
 // It looks every 25 ms as long as a loop does something, and sleeps otherwise; a loop that begins to do something wakes it.
 type watchdog struct {
@@ -181,6 +181,7 @@ func (w *watchdog) look() (active bool) {
 				case tellLooks:
 					w.tell(l, seen)
 				}
+				l.relieveLate(running, calls)
 			}
 			seen.running = running
 		}
