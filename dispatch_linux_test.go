@@ -647,7 +647,7 @@ func TestLoopLends(t *testing.T) {
 }
 
 // TestReliefLate has callbacks not return in a loop that is not looked after, as nothing was slow before, or as that was of no use
-// lately. The watchdog has them relieved.
+// lately. The watchdog has them relieved, and tells of them.
 func TestReliefLate(t *testing.T) {
 	for name, config := range map[string]Config{
 		"as it is": {},
@@ -656,7 +656,8 @@ func TestReliefLate(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			testutil.CheckLeaks(t)
-			config.Backend, config.Loops, config.Dispatch, config.Logger = KindEpoll, 1, DispatchSteal, (&lines{}).logger()
+			log := new(lines)
+			config.Backend, config.Loops, config.Dispatch, config.Logger = KindEpoll, 1, DispatchSteal, log.logger()
 			e := newEngine(t, config)
 			h, computes := newStuckHandler(), atomic.Bool{}
 			h.stuck = func(*Conn) {
@@ -694,6 +695,12 @@ func TestReliefLate(t *testing.T) {
 				roundTrip(t, other, "meanwhile")
 				if got := e.Stats().Reliefs; got < uint64(i+1) {
 					t.Errorf("%d reliefs for %d callbacks that do not return", got, i+1)
+				}
+				if i == 0 {
+					eventually(t, "a log line", func() bool {
+						all := strings.Join(log.all(), "\n")
+						return strings.Contains(all, "(*stuckHandler).OnData") && strings.Contains(all, "have another thread")
+					})
 				}
 			}
 			computes.Store(false)

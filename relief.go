@@ -420,6 +420,14 @@ func (s *reliefs) stuckHere(remove bool) *errand {
 	return r
 }
 
+// runs tells whether that thread, which was a loop's, still runs a callback of c.
+func (s *reliefs) runs(c *Conn, thread int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.stuck[thread]
+	return r != nil && r.conn == c
+}
+
 // unwinding is the panic by which a callback returns to serve whose loop has gone on elsewhere.
 type unwinding struct{}
 

@@ -35,6 +35,8 @@ type watched struct {
 	calls      uint64 // when it looked last
 	running    *Conn
 	looks      int       // that have found this callback running
+	thread     int64     // on which it runs
+	relieved   bool      // it still does, and another thread is the loop
 	logged     time.Time // when a line was last written of it
 	overlooked bool
 	rescues    uint64 // that were logged
@@ -169,14 +171,22 @@ func (w *watchdog) look() (active bool) {
 			}
 		}
 		calls, running := l.calls.Load(), l.current.Load()
-		if calls != seen.calls {
+		seen.relieved = seen.looks > 0 && seen.looks < tellLooks && l.engine.reliefs.runs(seen.running, int(seen.thread))
+		switch {
+		case seen.relieved: // The loop is looked after now, and needs nobody else until this one was told of.
+			active = true
+			if seen.looks++; seen.looks == tellLooks {
+				w.tell(l, seen)
+			}
+		case calls != seen.calls:
 			active = true
 			seen.calls, seen.running, seen.looks = calls, running, 0
-		} else if running != nil {
+		case running != nil:
 			active = true
 			if running == seen.running {
 				switch seen.looks++; seen.looks {
 				case 1:
+					seen.thread = l.thread.Load()
 					l.engine.stuck.Add(1)
 				case tellLooks:
 					w.tell(l, seen)
@@ -184,6 +194,8 @@ func (w *watchdog) look() (active bool) {
 				l.relieveLate(running, calls)
 			}
 			seen.running = running
+		default:
+			seen.running, seen.looks = nil, 0
 		}
 		if over := l.inner.Overlooked(); over {
 			active = true
@@ -206,8 +218,12 @@ func (w *watchdog) look() (active bool) {
 func (w *watchdog) tell(l *loop, seen *watched) {
 	if now := time.Now(); now.Sub(seen.logged) >= watchdogPause {
 		seen.logged = now
-		l.engine.log.Warn("pollux: a callback has been running for more than "+(tellLooks*stuckAfter).String()+", and every connection of its loop waits",
-			"loop", l.pin.Name, "stack", l.stack())
+		who := "every connection of its loop waits"
+		if seen.relieved {
+			who = "its connection waits; the others of its loop have another thread"
+		}
+		l.engine.log.Warn("pollux: a callback has been running for more than "+(tellLooks*stuckAfter).String()+", and "+who,
+			"loop", l.pin.Name, "stack", l.stack(seen.thread))
 	}
 }
 
@@ -221,13 +237,13 @@ func (l *loop) label() {
 
 func (l *loop) id(thread int64) string { return l.pin.Name + "/" + strconv.FormatInt(thread, 10) }
 
-// stack returns the functions that the loop's goroutine is in, innermost first.
-func (l *loop) stack() string {
+// stack returns the functions that the goroutine is in that runs the loop on that thread, or has run it, innermost first.
+func (l *loop) stack(thread int64) string {
 	var all bytes.Buffer
 	if err := pprof.Lookup("goroutine").WriteTo(&all, 1); err != nil {
 		return err.Error()
 	}
-	mark := strconv.Quote(loopLabel) + ":" + strconv.Quote(l.id(l.thread.Load()))
+	mark := strconv.Quote(loopLabel) + ":" + strconv.Quote(l.id(thread))
 	for block := range strings.SplitSeq(all.String(), "\n\n") {
 		// Goroutines that a handler has started have the label too.
 		if !strings.Contains(block, mark) || !strings.Contains(block, ".(*loop).serve") {
