@@ -82,7 +82,10 @@ func (e *Engine) makeDispatcher(threads []cgo.Thread) error {
 		Workers:  e.config.Workers,
 		Parallel: min(max(parallelLeast, len(allowed)), e.config.Workers),
 		Retire:   workerRetire,
-		Held:     e.config.Procs != ProcsKeep && e.config.Hot > 0,
+		Held:     e.config.keepsP(),
+	}
+	if !c.Held {
+		c.Slack = workerSlack.low
 	}
 	if n := makeNear(threads, allowed, host.CacheSharers); n != nil {
 		c.Near = n.sources

@@ -153,6 +153,9 @@ func (e *Engine) start() error {
 			e.refused(fmt.Errorf("shorten the timer slack of the process's threads: %w: it needs CAP_SYS_NICE", errno))
 		}
 	}
+	if e.dispatcher != nil && !e.config.keepsP() {
+		_ = e.lower(&workerSlack) // Where it cannot be given back, threads keep it: they are a little more punctual.
+	}
 	return nil
 }
 

@@ -16,6 +16,7 @@ type lowered struct {
 	set    func(tid int, d time.Duration) sys.Errno
 	low    time.Duration
 	resets bool // setting it to 0 makes it what a thread has usually
+	own    bool // threads lower it themselves; here it is only given back
 
 	mu      sync.Mutex // protects the fields below
 	engines int        // that ask for it
@@ -34,6 +35,10 @@ var shortSlices = lowered{get: sys.SliceOf, set: sys.SetSlice, low: 100 * time.M
 // 3 us before it takes what a running goroutine has just made ready, and a loop that is always hot is running, as far as the
 // runtime knows.
 var shortSlack = lowered{get: host.TimerSlack, set: host.SetTimerSlack, low: time.Nanosecond}
+
+// workerSlack is what threads of the runtime set themselves that have run workers: see Slack of [scheduler.Config]. It needs no
+// privilege; to be given back, as they are other threads than the one that ends the engine, it does.
+var workerSlack = lowered{get: host.TimerSlack, set: host.SetTimerSlack, low: time.Nanosecond, own: true}
 
 // begin keeps it low until as many ends. The error says that the kernel does not allow it.
 func (l *lowered) begin() sys.Errno {
@@ -62,7 +67,9 @@ func (l *lowered) begin() sys.Errno {
 		return refused // Or the kernel has no such thing.
 	}
 	l.active = true
-	l.sweeps.begin(l.lower)
+	if !l.own {
+		l.sweeps.begin(l.lower)
+	}
 	return 0
 }
 
@@ -70,10 +77,14 @@ func (l *lowered) begin() sys.Errno {
 func (l *lowered) end() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.engines--; l.engines == 0 && l.active {
-		l.finish(l.restore)
-		l.active = false
+	if l.engines--; l.engines != 0 || !l.active {
+		return
 	}
+	if l.active = false; l.own {
+		untilNone(l.restore)
+		return
+	}
+	l.finish(l.restore)
 }
 
 func (l *lowered) lower() (changed bool) {

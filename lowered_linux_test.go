@@ -1,10 +1,12 @@
 package pollux
 
 import (
+	"fmt"
 	"log/slog"
 	"os"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -122,6 +124,48 @@ func TestTimerSlack(t *testing.T) {
 	eventually(t, "short slack", func() bool { return is(shortSlack.low) })
 	e.Close()
 	eventually(t, "the slack that it was", func() bool { return is(usual) })
+}
+
+// TestWorkerSlack has a handler on workers look at its thread's timer slack, which the process's threads have lost again when the
+// engine has closed. Loops that are hot make workers sleep in system calls, from which they come back without help.
+func TestWorkerSlack(t *testing.T) {
+	testutil.CheckLeaks(t)
+	usual, errno := host.TimerSlack(os.Getpid())
+	if errno != 0 {
+		t.Skip(errno)
+	}
+	for _, tc := range []struct {
+		hot  time.Duration
+		want time.Duration
+	}{{HotNever, workerSlack.low}, {time.Millisecond, usual}} {
+		var slack atomic.Int64
+		e := newEngine(t, Config{Loops: 1, Dispatch: DispatchWorkers, Hot: tc.hot, Logger: slog.New(slog.DiscardHandler)})
+		s, _ := bind(t, e, "tcp", funcs{data: func(c *Conn) error {
+			d, errno := host.TimerSlack(sys.Gettid())
+			if errno == 0 {
+				slack.Store(int64(d))
+			}
+			return echo{}.OnData(c)
+		}})
+		c := dial(t, s.Addrs()[0])
+		// The runtime may have moved the worker to another thread since it has begun to look.
+		eventually(t, fmt.Sprintf("hot %v: a worker whose slack is %v", tc.hot, tc.want), func() bool {
+			ping(t, c)
+			return time.Duration(slack.Load()) == tc.want
+		})
+		e.Close()
+		if _, errno := host.TimerSlack(1); errno == sys.EPERM || errno == sys.EACCES {
+			return // Without CAP_SYS_NICE nobody can give it back.
+		}
+		eventually(t, "the slack that it was", func() bool {
+			for _, tid := range host.Threads() {
+				if slack, errno := host.TimerSlack(tid); errno == 0 && slack != usual {
+					return false
+				}
+			}
+			return true
+		})
+	}
 }
 
 // TestTimerSlackRefused has the kernel not allow it: the log says so once, and the loops run.

@@ -44,6 +44,9 @@ const (
 	spinMoment = 30 * time.Microsecond
 )
 
+// keepsP tells whether loops keep their Ps while they wait, lately after an event or always.
+func (c *Config) keepsP() bool { return c.Hot > 0 && c.Procs != ProcsKeep }
+
 // spinBudget says for how long the loops spin, and whether they find out if it pays. On one or two CPUs a spin takes the
 // time from those who are to send the events, and under a quota from the loops themselves.
 func (c *Config) spinBudget() (budget time.Duration, adaptive bool) {

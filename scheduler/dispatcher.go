@@ -45,6 +45,10 @@ type Config struct {
 	// numbers of the sources that are near to where it runs now. The worker steals from these first. Near must not block, and what
 	// it has returned must not change.
 	Near func() []int
+	// Slack, if set, becomes the timer slack of the threads on which workers begin to look for work: see timerslack_ns in proc(5).
+	// A thread of Go's scheduler that is to take a worker from the P that has readied it sleeps for 3 us first (runtime, runqgrab),
+	// to which the kernel adds the slack, usually 50 us; most of those threads have run workers. Nothing gives it back.
+	Slack time.Duration
 }
 
 func (c *Config) check() error {
@@ -67,6 +71,8 @@ func (c *Config) check() error {
 		return say("Parallel", c.Parallel, fmt.Sprintf("from 0 to Workers, which is %d", c.Workers))
 	case c.Retire < 0:
 		return say("Retire", c.Retire, "0 or longer")
+	case c.Slack < 0 || c.Slack > time.Second:
+		return say("Slack", c.Slack, "from 0 to 1s")
 	}
 	return nil
 }
@@ -108,6 +114,7 @@ type Dispatcher struct {
 	begin    func(worker int)
 	near     func() []int
 	retire   time.Duration
+	slack    time.Duration
 	parallel int32
 	most     int32
 	channels bool // bells are channels
@@ -151,7 +158,7 @@ func open(c Config, channels bool) (*Dispatcher, error) {
 		c.Injector = injectorDefault
 	}
 	d := &Dispatcher{
-		run: c.Run, begin: c.Begin, near: c.Near, retire: c.Retire, parallel: int32(max(c.Parallel, 1)), most: int32(c.Workers), channels: channels,
+		run: c.Run, begin: c.Begin, near: c.Near, retire: c.Retire, slack: c.Slack, parallel: int32(max(c.Parallel, 1)), most: int32(c.Workers), channels: channels,
 		injector: NewInjector(c.Injector),
 		workers:  make([]atomic.Pointer[worker], c.Workers),
 		idle:     newIdleSet(c.Workers),

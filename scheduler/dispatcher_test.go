@@ -85,6 +85,8 @@ func TestConfig(t *testing.T) {
 		"Config.Parallel is 3: ":  func(c *Config) { c.Parallel = 3 },
 		"Config.Parallel is -1: ": func(c *Config) { c.Parallel = -1 },
 		"Config.Retire is -1s: ":  func(c *Config) { c.Retire = -time.Second },
+		"Config.Slack is -1ns: ":  func(c *Config) { c.Slack = -1 },
+		"Config.Slack is 2s: ":    func(c *Config) { c.Slack = 2 * time.Second },
 	} {
 		c := good
 		spoil(&c)

@@ -51,8 +51,11 @@ func newWorker(d *Dispatcher, number int) *worker {
 	return w
 }
 
-// settle finds out what is near to where the worker runs now.
+// settle finds out what is near to where the worker runs now, and makes the thread one that is not late with the next.
 func (w *worker) settle() {
+	if w.d.slack > 0 {
+		_ = sys.SetTimerSlack(int(w.d.slack)) // Where it is refused, workers wake later.
+	}
 	if w.d.near != nil {
 		w.near = w.d.near()
 	}
