@@ -82,3 +82,21 @@ func IdleP() func() bool {
 
 // ScoutMisses is after how many tries in vain a scout is not eager any more.
 const ScoutMisses = scoutMisses
+
+// Ticks follows how often a P has scheduled.
+type Ticks struct{ t ticks }
+
+// Yielded, Renewed and Due are its own.
+func (t *Ticks) Yielded(p int64, second, first, loop time.Duration, others bool) {
+	t.t.yielded(p, int64(second), int64(first), int64(loop), others)
+}
+func (t *Ticks) Renewed(p int64, took time.Duration) { t.t.renewed(p, int64(took)) }
+func (t *Ticks) Due() bool                           { return t.t.due() }
+
+// TicksFair is at which scheduling the shared queue comes first, TicksAge for how many slices that is believed to be known, and
+// BetweenLate stands for a first goroutine that had its turn before the second one.
+const (
+	TicksFair   = ticksFair
+	TicksAge    = ticksAge
+	BetweenLate = time.Duration(betweenLate)
+)

@@ -180,6 +180,103 @@ func handOverBetween(t *testing.T, procs int) error {
 	return nil
 }
 
+// TestHandOverBesideTimer has a timer make somebody ready in each turn, while the P looks for whom to run, besides the one that a
+// callback has made ready: it runs before the loop waits again all the same.
+func TestHandOverBesideTimer(t *testing.T) { handsOver(t, handOverBesideTimer) }
+
+func handOverBesideTimer(t *testing.T, procs int) error {
+	woken, late := int64(1), 0
+	b := &turns{left: handOverRounds}
+	wake, ran, end := receiver(t, procs)
+	defer end()
+	b.asked = func() {
+		if ran.Load() < woken {
+			late++
+		}
+	}
+	var fired atomic.Int64
+	runLocked(t, b, &sink{onReady: func(poller.Event) {
+		select {
+		case wake <- struct{}{}:
+			woken++
+		default: // It has not run since, or runs still on another P.
+		}
+		time.AfterFunc(0, func() { fired.Add(1) })
+	}})
+	if late > handOverRounds/4 || woken < handOverRounds/2 || fired.Load() == 0 {
+		return fmt.Errorf("of %d goroutines that were made ready, %d had not run when the loop waited again; %d timers fired", woken, late,
+			fired.Load())
+	}
+	return nil
+}
+
+// TestHandOverPreferred has goroutines compute on all Ps, and one more of them, so that the queue that all Ps share is not empty.
+// When a P looks there first, as it does at each 61st time, the loop waits for 10 ms. Those that it has made ready rarely do: without
+// care it is one time in four, and one in twenty with it, as the kernel's own ways confuse the count.
+func TestHandOverPreferred(t *testing.T) {
+	if raceEnabled {
+		t.Skip("what a goroutine does takes too long to tell how often a P has scheduled")
+	}
+	defer poller.SetAlone()()
+	var err error
+	for range 5 {
+		if err = handOverPreferred(t); err == nil {
+			return
+		}
+	}
+	t.Error(err)
+}
+
+func handOverPreferred(t *testing.T) error {
+	const waits, away = 64, 5 * time.Millisecond
+	testutil.CheckLeaks(t)
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
+	var stop atomic.Bool
+	defer stop.Store(true)
+	for range 2 {
+		go func() {
+			for !stop.Load() {
+			}
+		}()
+	}
+	var late atomic.Int64
+	wake := make(chan time.Time)
+	defer close(wake)
+	go func() {
+		for sent := range wake {
+			if time.Since(sent) > away {
+				late.Add(1)
+			}
+			for end := time.Now().Add(5 * time.Microsecond); time.Now().Before(end); { // It would go unnoticed.
+			}
+		}
+	}()
+	waited, turn, last, begun := 0, 0, time.Now(), time.Now()
+	b := &turns{left: 1 << 30}
+	b.asked = func() {
+		now := time.Now()
+		if now.Sub(last) > away {
+			waited++
+		}
+		if last = now; waited == waits || now.Sub(begun) > 10*time.Second {
+			b.left = 0
+		}
+	}
+	runLocked(t, b, &sink{onReady: func(poller.Event) {
+		if turn++; turn*turn%7 == 2 { // Now and then there is nobody, so that the count is never in step with the turns.
+			return
+		}
+		select {
+		case wake <- time.Now():
+		default: // It has not run since, or runs still on another P.
+		}
+	}})
+	if n := late.Load(); waited < waits || n > waits/8 {
+		return fmt.Errorf("the loop had to wait %d times, %d times together with the goroutine that it had made ready", waited, n)
+	}
+	return nil
+}
+
 // TestBreaksBecomeRare has long turns that make nobody ready, and a loop that nobody tells: it rarely gives its P away
 // between their events.
 func TestBreaksBecomeRare(t *testing.T) {
@@ -228,6 +325,102 @@ func TestHotLoopGivesWayOnce(t *testing.T) {
 	}
 	if hot := b.loop.Counters().HotWaits; most != 1 || hot < rounds {
 		t.Errorf("it gave its P away %d times in a turn at most, in %d hot waits; want once", most, hot)
+	}
+}
+
+// TestTicks has a P count as the runtime does, in the worst case: there is always somebody in the queue that all Ps share. The loop
+// knows when it is their turn after it has been so once, and nobody else but the loop waits for them.
+func TestTicks(t *testing.T) {
+	const p = 3
+	away := 10 * time.Millisecond
+	for start := range uint32(poller.TicksFair) {
+		var ticks poller.Ticks
+		count, prefers := start, 0
+		// schedule looks for somebody, who counts or not, and tells how long somebody was preferred before.
+		schedule := func(n uint32) (d time.Duration) {
+			if count%poller.TicksFair == 0 {
+				prefers++
+				count++
+				d = away
+			}
+			count += n
+			return d
+		}
+		renew := func() { ticks.Renewed(p, schedule(0)+schedule(1)) }
+		yield := func(others bool) (behind bool) {
+			second := schedule(0)
+			if others {
+				second += schedule(1)
+			}
+			first := 1 + schedule(1)
+			ticks.Yielded(p, second, first, schedule(1), others)
+			return others && second > 0
+		}
+		// Somebody else is next instead of the second one, which is behind the first one then.
+		yieldLate := func() {
+			second := schedule(0) + schedule(1) + schedule(1) + schedule(1)
+			ticks.Yielded(p, second, poller.BetweenLate, schedule(0)+schedule(1), false)
+		}
+		behind, unknown := 0, 0
+		for i := range 5000 {
+			switch before := prefers; {
+			case i%7 == 0:
+				renew()
+			case i%11 == 0:
+				if yieldLate(); prefers > before {
+					unknown++
+				}
+			case yield(i%5 != 0):
+				behind++
+			}
+			if ticks.Due() {
+				renew()
+			}
+		}
+		if behind > 1+unknown || prefers < 5000*2/poller.TicksFair {
+			t.Errorf("begun at %d: %d of %d times, others waited behind somebody from the shared queue; want it once at most, and once after each of the %d times of which it is not known when they were",
+				start, behind, prefers, unknown)
+		}
+	}
+}
+
+// TestTicksForget has the loop know nothing that it cannot know.
+func TestTicksForget(t *testing.T) {
+	const p = 3
+	due := func(ticks *poller.Ticks) bool {
+		for range 2 * poller.TicksFair {
+			if ticks.Renewed(p, 0); ticks.Due() {
+				return true
+			}
+		}
+		return false
+	}
+	seen := func() *poller.Ticks {
+		var ticks poller.Ticks
+		ticks.Yielded(p, 10*time.Millisecond, 1, 1, true)
+		return &ticks
+	}
+	if !due(seen()) {
+		t.Error("somebody was preferred, and it does not know when that will be again")
+	}
+	var none poller.Ticks
+	if none.Yielded(p, 1, 1, 1, true); due(&none) {
+		t.Error("nobody was preferred, and it knows when")
+	}
+	elsewhere := seen()
+	if elsewhere.Yielded(p+1, 1, 1, 1, true); due(elsewhere) {
+		t.Error("it counts for another P")
+	}
+	parted := seen()
+	if parted.Yielded(p, 1, 0, 1, false); due(parted) {
+		t.Error("it counts where two Ps had part in it")
+	}
+	old := seen()
+	for range poller.TicksAge {
+		old.Renewed(p, 0)
+	}
+	if due(old) {
+		t.Error("it believes what is too long ago")
 	}
 }
 
