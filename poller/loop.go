@@ -242,7 +242,7 @@ func (l *Loop) handOverBetween() {
 			}
 			l.vain = scoutMisses - 1
 		}
-		if l.slice.yield() {
+		if l.slice.yield() == used {
 			l.counters.handOvers.add(1)
 			l.scout.needed(true)
 			l.vain = 0
@@ -263,12 +263,14 @@ func (l *Loop) lend(some bool) {
 
 // giveWay lets those run that wait for this P, if there are any.
 func (l *Loop) giveWay() {
-	used := l.slice.yield()
+	use := l.slice.yield()
 	l.renewed = Nanotime()
-	if used {
+	if use == used {
 		l.counters.handOvers.add(1)
 	}
-	l.scout.note(used)
+	if use != unknown {
+		l.scout.note(use == used)
+	}
 }
 
 // holdMost is how long one hot wait is at most: stopping the world may have to wait for it where signals do not preempt

@@ -51,7 +51,7 @@ func (s *slice) open() {
 				now, on, late := Nanotime(), int64(sys.P()), s.of.Load() != turn
 				<-ran
 				switch {
-				case s.on.Load() != on:
+				case s.of.Load() != turn || s.on.Load() != on:
 				case late:
 					between = betweenLate
 				default:
@@ -63,10 +63,10 @@ func (s *slice) open() {
 	}(s.first, s.back)
 	go func(second chan uint64) {
 		for turn := range second {
+			ran <- struct{}{}
 			s.on.Store(int64(sys.P()))
 			s.at.Store(Nanotime())
 			s.of.Store(turn)
-			ran <- struct{}{}
 		}
 	}(s.second)
 	for range 3 {
@@ -88,31 +88,45 @@ func (s *slice) again() {
 	s.ticks.renewed(int64(sys.P()), Nanotime()-before)
 }
 
+// A use is what is known of whether somebody has used the P that a loop has given away.
+type use int8
+
+const (
+	unused use = iota
+	used
+	unknown
+)
+
 // yield is renew after all that is queued at the P has run. It tells whether somebody was, by the time that has passed; but not
 // where other Ps are idle, and take from the queue. Where the next yield is likely to be one behind the shared queue, it renews, so
 // that it is not.
-func (s *slice) yield() (others bool) {
+func (s *slice) yield() use {
 	before, p := Nanotime(), int64(sys.P())
 	s.turn++
 	s.first <- s.turn
 	s.second <- s.turn
 	between := <-s.back
-	others = between > betweenAlone || between == betweenLate && s.on.Load() == p
 	at := s.at.Load()
-	s.ticks.yielded(int64(sys.P()), at-before, between, Nanotime()-at-between, others)
+	s.ticks.yielded(int64(sys.P()), at-before, between, Nanotime()-at-between, between > betweenAlone)
 	if s.ticks.due() {
 		s.again()
 	}
-	return others
+	switch {
+	case between > betweenAlone:
+		return used
+	case between == betweenLate && s.on.Load() == p:
+		return unknown
+	default:
+		return unused
+	}
 }
 
 // betweenAlone is the longest time from the second goroutine to the first that is not taken for somebody who has run in
 // between. It is 0.6 us when nobody has, and 1.4 in one of a hundred; with somebody who does nothing but receive, 0.9.
 const betweenAlone = int64(1500 * time.Nanosecond)
 
-// betweenLate stands for a first one that had its turn before the second one, on the same P. On the loop's P, that is because a timer,
-// for instance, has made somebody ready when it looked for whom to run, and who is made ready last is next. Another P, that was idle,
-// may also have taken both.
+// betweenLate stands for a first one that had its turn before the second one, on the same P: a timer, for instance, has made somebody
+// ready when that P looked for whom to run, and who is made ready last is next; or the P is another one, that was idle and has taken both.
 const betweenLate = int64(-1)
 
 // close ends the goroutines, if there are any.

@@ -283,14 +283,18 @@ func TestBreaksBecomeRare(t *testing.T) {
 	defer poller.SetAlone()()
 	testutil.CheckLeaks(t)
 	const many, rounds = poller.BatchMost, 20
-	b := &turns{left: rounds, many: many, asked: func() {}}
-	s, callbacks := &sink{}, 0
-	s.onReady = func(poller.Event) { callbacks = b.loop.Between(callbacks + 1) }
-	runLocked(t, b, s)
-	// Some for what the kernel does meanwhile, which looks like somebody, and for what the loop does every 6 ms.
-	if n := b.loop.GivenAway(); n > 4*rounds {
-		t.Errorf("it gave its P away %d times in %d turns of %d events that nobody needed it after", n, rounds, many)
+	n := uint64(0)
+	for range 3 { // What the kernel does meanwhile looks like somebody, in one run of a hundred for half of the events.
+		b := &turns{left: rounds, many: many, asked: func() {}}
+		s, callbacks := &sink{}, 0
+		s.onReady = func(poller.Event) { callbacks = b.loop.Between(callbacks + 1) }
+		runLocked(t, b, s)
+		// Some for what the kernel does, and for what the loop does every 6 ms.
+		if n = b.loop.GivenAway(); n <= 4*rounds {
+			return
+		}
 	}
+	t.Errorf("it gave its P away %d times in %d turns of %d events that nobody needed it after", n, rounds, many)
 }
 
 // hotTurns are turns of a backend that can hold the P.
