@@ -29,6 +29,7 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/pollux-go/pollux/bench/internal/proc"
 	"github.com/pollux-go/pollux/bench/internal/skew"
 )
 
@@ -157,9 +158,14 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 // realtimeMost is the rate up to which a generator finds the time to sleep between its requests.
 const realtimeMost = float64(time.Second / (3 * wakeAhead))
 
-// prefer has the calling thread come before others, where the process may, until release is called. A realtime thread that does not
-// sleep is stopped by the kernel for 50 ms of each second (sched_rt_runtime_us), which would be the p99 of every server; so it is
-// realtime up to a rate at which it sleeps, and of the highest weight above.
+// prefer has the threads of this process come before others, where it may, until release is called. A realtime thread that does not
+// sleep is stopped by the kernel for 50 ms of each second (sched_rt_runtime_us), which would be the p99 of every server; so they are
+// realtime up to a rate at which the generator sleeps, and of the highest weight above.
+//
+// All threads, and not the generator's alone: coming back from a system call it may have to wait for what the runtime's monitor does
+// within a few instructions, and does so by looking again and again, and yielding (casgstatus in runtime/proc.go). A thread of a
+// lower class that it has interrupted there, on its CPU, does not go on for that: not until the kernel takes the CPU from realtime
+// threads, after 950 ms. One of the same priority does.
 func prefer(rate float64) (realtime bool, release func()) {
 	before, err := unix.SchedGetAttr(0, 0)
 	if err != nil {
@@ -169,10 +175,14 @@ func prefer(rate float64) (realtime bool, release func()) {
 	if realtime = rate <= realtimeMost; realtime {
 		attr = unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}
 	}
-	if unix.SchedSetAttr(0, &attr, 0) != nil {
+	release = func() {
+		_ = proc.EachThread(func(tid int) error { return unix.SchedSetAttr(tid, before, 0) })
+	}
+	if proc.EachThread(func(tid int) error { return unix.SchedSetAttr(tid, &attr, 0) }) != nil {
+		release()
 		return false, func() {}
 	}
-	return realtime, func() { _ = unix.SchedSetAttr(0, before, 0) }
+	return realtime, release
 }
 
 // Reserve locks the calling goroutine to its thread and, since a generator that is late makes the server look late, gives it Ps

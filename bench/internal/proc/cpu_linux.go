@@ -76,9 +76,19 @@ func cpuSet(cpus []int) *unix.CPUSet {
 // CPUs as well.
 func Pin(cpus []int) error {
 	set := cpuSet(cpus)
+	err := EachThread(func(tid int) error { return unix.SchedSetaffinity(tid, set) })
+	if err != nil {
+		return fmt.Errorf("pin to CPU %s: %w", FormatCPUs(cpus), err)
+	}
+	return nil
+}
+
+// EachThread calls do for every thread of this process, and for those that are made
+// meanwhile. A thread that has ended is no error.
+func EachThread(do func(tid int) error) error {
 	done := map[int]bool{}
 	for {
-		// A thread that is not pinned yet may make another meanwhile: go on until a
+		// A thread whose turn has not come may make another one meanwhile: go on until a
 		// pass finds nothing new.
 		tasks, err := os.ReadDir("/proc/self/task")
 		if err != nil {
@@ -92,8 +102,8 @@ func Pin(cpus []int) error {
 			}
 			news = true
 			done[tid] = true
-			if err := unix.SchedSetaffinity(tid, set); err != nil && err != unix.ESRCH {
-				return fmt.Errorf("pin thread to CPU %s: %w", FormatCPUs(cpus), err)
+			if err := do(tid); err != nil && err != unix.ESRCH {
+				return fmt.Errorf("thread %d: %w", tid, err)
 			}
 		}
 		if !news {
