@@ -517,3 +517,71 @@ func TestAutoDemandsFeatures(t *testing.T) {
 		e.Close()
 	}
 }
+
+// TestAnswerAloneIsSentAtOnce counts calls of send(2) on io_uring: an answer that is alone in its turn, as those before were, is
+// sent at once; those of a turn that has many go out with the wait.
+func TestAnswerAloneIsSentAtOnce(t *testing.T) {
+	needUringByName(t)
+	testutil.CheckLeaks(t)
+	config := Config{Backend: KindUring, UringFeatures: testFeatures(), Loops: 1, Dispatch: DispatchInline}
+	if !completing(config) {
+		t.Skip("no completer: each answer is sent at once")
+	}
+	var sends atomic.Int64
+	testutil.InjectFaults(t, func(op sys.Op, _ int) sys.Fault {
+		if op == sys.OpSend {
+			sends.Add(1)
+		}
+		return sys.Fault{}
+	})
+	e := newEngine(t, config)
+	entered, gate := make(chan struct{}), make(chan struct{})
+	s, _ := bind(t, e, "tcp", funcs{data: func(c *Conn) error {
+		if b, _ := c.Peek(-1); b[0] == 'w' {
+			entered <- struct{}{}
+			<-gate
+		}
+		return echo{}.OnData(c)
+	}})
+	ask := func(c net.Conn, what string) {
+		if _, err := c.Write([]byte(what)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	answer := func(c net.Conn) {
+		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const clients, rounds = 20, 20
+	var conns []net.Conn
+	for range clients {
+		c := dial(t, s.Addrs()[0])
+		ask(c, "a")
+		answer(c)
+		conns = append(conns, c)
+	}
+	for i := range singleLeast + rounds {
+		if i == singleLeast {
+			sends.Store(0)
+		}
+		ask(conns[0], "a")
+		answer(conns[0])
+	}
+	if n := sends.Load(); n < rounds/2 { // The client may be fast enough for two turns to become one.
+		t.Errorf("%d of %d answers that were alone were sent at once", n, rounds)
+	}
+	ask(conns[0], "w")
+	<-entered
+	for _, c := range conns[1:] {
+		ask(c, "a")
+	}
+	sends.Store(0)
+	gate <- struct{}{}
+	for _, c := range conns {
+		answer(c)
+	}
+	if n := sends.Load(); n > 1 { // The first one's turn had one event.
+		t.Errorf("%d calls for the answers of a turn that had %d", n, clients-1)
+	}
+}

@@ -232,14 +232,22 @@ const (
 	// flightSmall is how much memory for flights is kept in any number, and flightsLarge how often more is kept.
 	flightSmall  = 2 << 10
 	flightsLarge = 64
+
+	// singleLeast is after how many turns with one event each an answer is sent at once. Where turns have several now and then,
+	// one that has not begins to wait for the next ones, and is more likely to have several itself.
+	singleLeast = 4
 )
 
 // launch gives what is queued to the completer. It is false where that is not the way: flush is then. mu is held, on the
 // loop.
+//
+// An answer that is alone in its turn gains nothing by going out with the wait. The completion of its send ends that wait at
+// once, and takes another turn: two calls, as with a send and a wait, and it leaves later, behind what the loop does between
+// a callback and a wait.
 func (l *loop) launch(c *Conn) bool {
 	o := c.out
 	n := o.len()
-	if !l.completes(c) || n == 0 || n > flightMost || o.flight != nil {
+	if l.alone || !l.completes(c) || n == 0 || n > flightMost || o.flight != nil {
 		return false
 	}
 	queue := o

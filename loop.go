@@ -59,6 +59,8 @@ type loop struct {
 
 	held   poller.Event   // with Received: its bytes are being handled
 	silent bool           // the last callback has sent nothing
+	single int            // turns with one event, in a row
+	alone  bool           // the event is the turn's only one, and it was so lately: see launch
 	batch  []poller.Event // what Ready was given
 	next   int            // of batch; kept here so that a panic loses no event
 
@@ -311,9 +313,17 @@ func (l *loop) Ready(events []poller.Event) {
 		l.beginTurn(len(events))
 	}
 	l.batch, l.next, l.unbroken = events, 0, 0
+	switch n := len(events); {
+	case n > 1:
+		l.single = 0
+	case n == 1:
+		l.single++
+	}
+	l.alone = l.single >= singleLeast
 	for l.next < len(l.batch) {
 		l.dispatch()
 	}
+	l.alone = false
 }
 
 // dispatch handles events until the batch is through, or a handler panics. One recover for many events costs nothing an
