@@ -74,7 +74,7 @@ func newBench(ctx context.Context, o *options, out, progress io.Writer) (*bench,
 			return nil, err
 		}
 	}
-	launcher, err := proc.NewLauncher(o.serverCPUs)
+	launcher, err := proc.NewLauncher(o.serverCPUs, o.isolated)
 	if err != nil {
 		b.close()
 		return nil, err
@@ -241,6 +241,9 @@ func (b *bench) printMachine(what string) {
 	b.para(fmt.Sprintf("%s, %s, %d CPUs, %s %s", m.Kernel, m.CPU, m.CPUs, m.Go, m.Arch))
 	b.para(fmt.Sprintf("server on %s (%s, %d %s), client on %s; a fresh process for each figure; %s",
 		pinned(m.ServerCPU), procs, b.o.loops, plural(b.o.loops, "event loop", "event loops"), pinned(m.ClientCPU), what))
+	if b.o.isolated {
+		b.para("the servers have no CAP_SYS_NICE")
+	}
 	for _, w := range b.warnings {
 		b.para("WARNING: " + w)
 	}

@@ -141,6 +141,7 @@ func TestScenarios(t *testing.T) {
 	}{
 		{[]string{"busy", "-servers", "std,pollux@POLLUX_PROFILE=latency", "-churn", "1"},
 			[]string{"2 goroutines compute and 1 allocate", "p99 ×std", "p99.9 ×c-epoll@SCHED=fifo:1", "std ", "pollux@POLLUX_PROFILE=latency"}},
+		{[]string{"busy", "-isolated", "-servers", "std,pollux"}, []string{"the servers have no CAP_SYS_NICE", "2 goroutines compute", "pollux "}},
 		{[]string{"pingpong", "-servers", "std,pollux@POLLUX_SPIN=1ms"}, []string{"1 connection, 64 bytes", "p50 ×c-epoll@SPIN=1", "pollux@POLLUX_SPIN=1ms"}},
 		{[]string{"handover", "-servers", "handover-std,handover-pollux,c-epoll@HAND=1"},
 			[]string{"16 connections, open loop at 20,000", "2 goroutines compute", "handover-pollux", "p99 ×handover-std", "p99 ×c-epoll@HAND=1", "answer p99"}},
@@ -171,7 +172,7 @@ func TestIdle(t *testing.T) {
 func TestServerThatDoesNotStart(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	l, err := proc.NewLauncher(nil)
+	l, err := proc.NewLauncher(nil, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -254,8 +255,10 @@ func TestDefaultServers(t *testing.T) {
 	if got := defaultServers(t.Context(), false); got != want {
 		t.Errorf("a full run with the header has %s, want %s", got, want)
 	}
-	if _, err := parseContenders(want); err != nil {
-		t.Error(err)
+	for _, list := range []string{want, busyServers(), isolatedServers(), skewServers(), pingpongServers(t.Context()), handoverServers()} {
+		if _, err := parseContenders(list); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
@@ -308,7 +311,7 @@ func TestBesideC(t *testing.T) {
 	if c.bin, err = c.build(t.Context(), dir, t.TempDir()); err != nil {
 		t.Fatal(err)
 	}
-	l, err := proc.NewLauncher(nil)
+	l, err := proc.NewLauncher(nil, false)
 	if err != nil {
 		t.Fatal(err)
 	}

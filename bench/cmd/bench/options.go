@@ -42,6 +42,7 @@ type options struct {
 
 	// The busy scenario's, besides.
 	burn, churn int
+	isolated    bool
 
 	// The skew scenario's.
 	sleep, compute time.Duration
@@ -94,7 +95,9 @@ A row of pollux may say how the loop's thread is treated, for instance
 pollux@POLLUX_PROFILE=latency@POLLUX_SCHED=fifo:1; nice and fifo need CAP_SYS_NICE.
 c-epoll@SCHED=fifo:1 and c-uring@SCHED=fifo:1 are the same in C, with threads for the
 goroutines (those that allocate free by hand): what the machine can do at best.
-With -server-cpu 0-1 and @POLLUX_CPUS=0@POLLUX_ISOLATE=on the loop has CPU 0 to itself.
+
+-isolated is for services without such a privilege: the servers have both CPUs and
+no CAP_SYS_NICE, and the loop of pollux has one of them to itself (POLLUX_ISOLATE).
 
 flags:
 `
@@ -177,6 +180,7 @@ func parseOptions(ctx context.Context, name string, args []string, stderr io.Wri
 		if name == "busy" {
 			f.IntVar(&o.burn, "burn", 2, "number of goroutines that compute")
 			f.IntVar(&o.churn, "churn", 0, "number of goroutines that allocate")
+			f.BoolVar(&o.isolated, "isolated", false, "the servers have no CAP_SYS_NICE; where not set, -server-cpu 0-1 and rows of pollux whose loop has CPU 0 to itself")
 		}
 		if name == "echo" {
 			f.DurationVar(&o.cost, "cost", 0, "how long every request computes in its handler; the servers in C cannot")
@@ -199,10 +203,12 @@ func parseOptions(ctx context.Context, name string, args []string, stderr io.Wri
 	f.Visit(func(f *flag.Flag) { set[f.Name] = true })
 	switch {
 	case set["servers"]:
+	case name == "busy" && o.isolated:
+		servers = isolatedServers()
 	case name == "busy":
 		servers = busyServers()
 	case name == "pingpong":
-		servers = pingpongServers()
+		servers = pingpongServers(ctx)
 	case name == "skew" || o.cost > 0:
 		servers = skewServers()
 	case name == "handover":
@@ -224,6 +230,9 @@ func parseOptions(ctx context.Context, name string, args []string, stderr io.Wri
 				}
 			}
 		}
+	}
+	if o.isolated && !set["server-cpu"] {
+		serverCPU = "0-1"
 	}
 	if name == "skew" && !set["sleep"] && !set["compute"] {
 		o.sleep = 5 * time.Millisecond

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -134,6 +135,23 @@ func busyServers() string {
 	return strings.Join(list, ",")
 }
 
+// isolatedServers is the list of a run of busy in which nobody has a privilege, and the loop of pollux a CPU to itself.
+func isolatedServers() string {
+	var list []string
+	for _, p := range programs {
+		switch {
+		case p.handover, p.library != "":
+		case p.name == "pollux":
+			for _, backend := range []string{"epoll", "io_uring"} {
+				list = append(list, "pollux@POLLUX_BACKEND="+backend+"@POLLUX_PROFILE=latency@POLLUX_CPUS=0@POLLUX_ISOLATE=on")
+			}
+		default:
+			list = append(list, p.name)
+		}
+	}
+	return strings.Join(list, ",")
+}
+
 // skewServers is the list of a skew run that is not told one: what is written in Go, and pollux in each way to dispatch.
 func skewServers() string {
 	var list []string
@@ -157,8 +175,11 @@ func skewServers() string {
 const spinning = "c-epoll@SPIN=1"
 
 // pingpongServers is the list of a run of pingpong that is not told one.
-func pingpongServers() string {
+func pingpongServers(ctx context.Context) string {
 	list := []string{"std", "c-epoll", spinning}
+	if programs[slices.IndexFunc(programs, func(p program) bool { return p.name == "c-uring" })].hasHeader(ctx) {
+		list = append(list, "c-uring@SPIN=1")
+	}
 	for _, backend := range []string{"epoll", "io_uring"} {
 		list = append(list, "pollux@POLLUX_BACKEND="+backend,
 			"pollux@POLLUX_BACKEND="+backend+"@POLLUX_PROFILE=latency",

@@ -127,8 +127,10 @@ type launch struct {
 }
 
 // NewLauncher makes a launcher. No cpus means that processes are not confined to
-// fewer than this process was when its threads were made.
-func NewLauncher(cpus []int) (*Launcher, error) {
+// fewer than this process was when its threads were made. Processes that are plain
+// have no CAP_SYS_NICE, whoever they belong to: they can neither be realtime nor
+// come before others.
+func NewLauncher(cpus []int, plain bool) (*Launcher, error) {
 	l := &Launcher{requests: make(chan launch)}
 	ready := make(chan error)
 	go func() {
@@ -136,6 +138,13 @@ func NewLauncher(cpus []int) (*Launcher, error) {
 		if len(cpus) > 0 {
 			if err := unix.SchedSetaffinity(0, cpuSet(cpus)); err != nil {
 				ready <- fmt.Errorf("pin to CPU %s: %w", FormatCPUs(cpus), err)
+				return
+			}
+		}
+		if plain {
+			// What is not in the bounding set is lost in exec. Who may not drop it has none to give.
+			if err := unix.Prctl(unix.PR_CAPBSET_DROP, unix.CAP_SYS_NICE, 0, 0, 0); err != nil && err != unix.EPERM {
+				ready <- fmt.Errorf("drop CAP_SYS_NICE: %w", err)
 				return
 			}
 		}

@@ -5,6 +5,7 @@ import (
 	"os/exec"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -132,7 +133,7 @@ func TestLauncherPins(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := NewLauncher(before[:1])
+	l, err := NewLauncher(before[:1], false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -158,6 +159,44 @@ func TestLauncherPins(t *testing.T) {
 	after, err := AllowedCPUs()
 	if err != nil || !slices.Equal(after, before) {
 		t.Errorf("this process may use CPU %v, %v; before %v", after, err, before)
+	}
+}
+
+// A plain process has no CAP_SYS_NICE, and the others keep theirs.
+func TestLauncherPlain(t *testing.T) {
+	if _, err := exec.LookPath("cat"); err != nil {
+		t.Skip("no cat to launch")
+	}
+	has := map[bool]bool{}
+	for _, plain := range []bool{true, false} {
+		l, err := NewLauncher(nil, plain)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command("cat", "/proc/self/status")
+		var out strings.Builder
+		cmd.Stdout = &out
+		if err := l.Start(cmd); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(out.String()) {
+			if v, ok := strings.CutPrefix(line, "CapEff:"); ok {
+				caps, err := strconv.ParseUint(strings.TrimSpace(v), 16, 64)
+				if err != nil {
+					t.Fatal(err)
+				}
+				has[plain] = caps&(1<<unix.CAP_SYS_NICE) != 0
+			}
+		}
+	}
+	if has[true] {
+		t.Error("a plain process has CAP_SYS_NICE")
+	}
+	if !has[false] {
+		t.Skip("this process has no CAP_SYS_NICE to give")
 	}
 }
 
