@@ -48,6 +48,7 @@ type errand struct {
 	asked  requests
 	paused bool
 	silent bool
+	looks  int32  // for how many callbacks this one is measured; 0: it is not
 	began  int64  // with a relief: the instant at which the callback began
 	spent  spent  // and what the thread had spent before
 	lent   []byte // and the loop's buffer, which it may look at
@@ -189,6 +190,7 @@ func (l *loop) sendAway(c *Conn, what callback, reason error, fns ...func(*Conn)
 		return false
 	}
 	r.conn, r.what, r.err = c, what, reason
+	r.looks = l.looksInto(c, what)
 	shared := what == onData && !l.offloads(c)
 	r.fns = append(r.fns, fns...)
 	if c.in.memory == 0 && len(c.in.view) > 0 {
@@ -245,8 +247,7 @@ func (r *errand) run() {
 		r.end()
 	}()
 	var before spent
-	steals := r.loop.engine.config.Dispatch == DispatchSteal // Or it makes no difference.
-	if steals {
+	if r.looks > 0 {
 		before = spentNow()
 	}
 	began, c := poller.Nanotime(), r.conn
@@ -264,11 +265,11 @@ func (r *errand) run() {
 		r.err = c.handle(r.what)
 	}
 	ended = true
-	if !steals {
+	if r.looks == 0 {
 		return
 	}
 	slow := before.slowSince(began)
-	c.service.pace.note(slow, r.loop.slowWeight())
+	c.service.pace.note(slow, r.loop.slowWeight(), r.looks)
 	if r.what == onClose && slow {
 		r.loop.lookout.slowEnd.Store(true)
 	}

@@ -45,21 +45,44 @@ type pace struct {
 
 func (p *pace) slow() bool { return p.isSlow.Load() }
 
-// note counts a call, and fills in weight if it was slow. One that is fast, of a handler that always is, costs a load.
-func (p *pace) note(slow bool, weight int32) {
+// note counts a call that stands for so many, and fills in weight for each of them if it was slow. One that is fast, of a handler
+// that always is, costs a load.
+func (p *pace) note(slow bool, weight, calls int32) {
 	if slow {
-		switch n := p.bucket.Add(weight); {
+		switch n := p.bucket.Add(weight * calls); {
 		case n > slowMost:
 			p.bucket.Store(slowMost)
+			p.isSlow.Store(true)
 		case n >= slowEnough:
 			p.isSlow.Store(true)
 		}
 		return
 	}
-	if p.bucket.Load() > 0 && p.bucket.Add(-1) <= 0 {
+	if p.bucket.Load() > 0 && p.bucket.Add(-calls) <= 0 {
 		p.isSlow.Store(false)
 	}
 }
+
+// measureEach is of how many callbacks on workers one is measured, of a handler that is slow: that takes three system calls, which
+// are felt where a callback does little.
+const measureEach = 4
+
+// looksInto tells for how many callbacks the next one is measured that goes to a worker; 0: it is not.
+func (l *loop) looksInto(c *Conn, what callback) int32 {
+	switch {
+	case l.engine.config.Dispatch != DispatchSteal:
+		return 0 // It makes no difference.
+	case what == onClose || !c.service.pace.slow():
+		return 1
+	case l.calls.Load()*golden>>62 != 0:
+		return 0
+	}
+	return measureEach
+}
+
+// golden is 2^64 divided by the golden ratio. The two highest bits of its multiples are all 0 for one number of measureEach; but not for
+// each fourth one, which might be the same connection's each time.
+const golden = 0x9e3779b97f4a7c15
 
 // Callbacks are measured one by one, at two readings of the clock each, for timingTurns turns, or timingCalls of them, after a turn
 // that was long. One that was shorter than a slow call had none. A turn may also be long because it had many; so after a time in
@@ -172,7 +195,7 @@ func (l *loop) measured(c *Conn) {
 		l.spent = spentNow()
 		slow = before.slow(began, took, l.spent)
 	}
-	c.service.pace.note(slow, l.slowWeight())
+	c.service.pace.note(slow, l.slowWeight(), 1)
 	if slow {
 		l.timing.found = true
 	}

@@ -62,6 +62,56 @@ func TestTimingPauses(t *testing.T) {
 	}
 }
 
+// A call that stands for several counts as so many.
+func TestPaceSamples(t *testing.T) {
+	var one, all pace
+	for i := range int32(slowMost) {
+		slow := i%100 == 0
+		if i%measureEach == 0 {
+			one.note(slow, slowWeight, measureEach)
+		}
+		if all.note(slow, slowWeight, 1); i > 200 && (!one.slow() || !all.slow()) {
+			t.Fatalf("with one call in 100 slow, after %d: slow %v, and %v where all are measured", i, one.slow(), all.slow())
+		}
+	}
+	for range slowMost / measureEach {
+		one.note(false, slowWeight, measureEach)
+	}
+	if one.slow() {
+		t.Error("it never is fast again")
+	}
+}
+
+// Of the callbacks of a handler that is slow one in measureEach is measured, whatever their order; of one that is not, all are.
+func TestLooksInto(t *testing.T) {
+	l := &loop{engine: &Engine{config: Config{Dispatch: DispatchSteal}}}
+	c := &Conn{service: new(Service)}
+	if n := l.looksInto(c, onData); n != 1 {
+		t.Errorf("one of a fast handler is measured for %d", n)
+	}
+	c.service.pace.isSlow.Store(true)
+	if n := l.looksInto(c, onClose); n != 1 {
+		t.Errorf("an OnClose is measured for %d", n)
+	}
+	for period := uint64(1); period <= 64; period++ {
+		for first := range period {
+			const calls = 1000
+			sum := int32(0)
+			for i := range uint64(calls) {
+				l.calls.Store(first + i*period)
+				sum += l.looksInto(c, onData)
+			}
+			if sum < calls/2 || sum > 2*calls {
+				t.Errorf("of each %d. callback from the %d. on, %d of %d are measured", period, first, sum/measureEach, calls)
+			}
+		}
+	}
+	l.engine.config.Dispatch = DispatchWorkers
+	if n := l.looksInto(c, onData); n != 0 {
+		t.Errorf("where it makes no difference, one is measured for %d", n)
+	}
+}
+
 // A loop is looked after when three of its calls in a few hundred were slow, and not again for a while where that was of no use.
 func TestLookoutNote(t *testing.T) {
 	var w lookout

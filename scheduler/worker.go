@@ -25,13 +25,14 @@ const (
 
 // A worker is a goroutine that runs items, or the place of one: numbers are used again.
 type worker struct {
-	d      *Dispatcher
-	number int
-	near   []int    // sources that come first; the worker only
-	all    []*Queue // those of the sources
-	queue  *Queue   // what it has stolen and not run; the worker is its owner
-	turn   int      // items taken; the worker only
-	_      [padding]byte
+	d       *Dispatcher
+	number  int
+	near    []int    // sources that come first; the worker only
+	all     []*Queue // those of the sources
+	queue   *Queue   // what it has stolen and not run; the worker is its owner
+	turn    int      // items taken; the worker only
+	settled int      // how often it was; the worker only
+	_       [padding]byte
 
 	state  atomic.Uint64 // written by the worker, and by Close
 	stolen atomic.Uint64
@@ -51,9 +52,16 @@ func newWorker(d *Dispatcher, number int) *worker {
 	return w
 }
 
+// slackFirst is how often a worker that begins to look for work sees to the timer slack of its thread, and slackEach which time it
+// does so after that: the threads are few, and keep it.
+const (
+	slackFirst = 16
+	slackEach  = 16
+)
+
 // settle finds out what is near to where the worker runs now, and makes the thread one that is not late with the next.
 func (w *worker) settle() {
-	if w.d.slack > 0 {
+	if w.settled++; w.d.slack > 0 && (w.settled <= slackFirst || w.settled%slackEach == 0) {
 		_ = sys.SetTimerSlack(int(w.d.slack)) // Where it is refused, workers wake later.
 	}
 	if w.d.near != nil {
