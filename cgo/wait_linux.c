@@ -44,16 +44,20 @@ static inline void relax(void) {
 #endif
 }
 
+// How often a spin looks between two readings of the clock: by a system call, or at memory.
+enum { POLL_ROUND = 8, LOOK_ROUND = 16 };
+
 int pollux_epoll_spin(int epfd, uintptr_t events, int max, int64_t spin, int64_t timeout) {
 	if (timeout >= 0 && timeout < spin)
 		spin = timeout;
 	if (spin > 0) {
 		int64_t start = now(), passed;
 		do {
-			long n = syscall(SYS_epoll_pwait, epfd, events, max, 0, NULL, 0);
-			if (n != 0)
-				return n < 0 ? -errno : (int)n;
-			relax();
+			for (int i = 0; i < POLL_ROUND; i++) {
+				long n = syscall(SYS_epoll_pwait, epfd, events, max, 0, NULL, 0);
+				if (n != 0)
+					return n < 0 ? -errno : (int)n;
+			}
 			passed = now() - start;
 		} while (passed < spin);
 		if (timeout >= 0)
@@ -74,7 +78,8 @@ int pollux_ring_spin(int fd, uint32_t submit, uint32_t flags, uintptr_t arg, siz
 			return errno;
 		submit = (uint32_t)n < submit ? submit - (uint32_t)n : 0;
 	}
-	for (int64_t end = now() + spin;;) {
+	int64_t end = now() + spin;
+	for (unsigned looks = 1;; looks++) {
 		// The kernel publishes a completion by its tail.
 		if (__atomic_load_n(cq_tail, __ATOMIC_ACQUIRE) != head)
 			return 0;
@@ -86,7 +91,7 @@ int pollux_ring_spin(int fd, uint32_t submit, uint32_t flags, uintptr_t arg, siz
 				return 0;
 		}
 		relax();
-		if (now() >= end)
+		if (looks % LOOK_ROUND == 0 && now() >= end)
 			break;
 	}
 	return syscall(SYS_io_uring_enter, fd, submit, 1, flags, arg, size) < 0 ? errno : 0;

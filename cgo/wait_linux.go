@@ -8,19 +8,23 @@ import (
 	"github.com/pollux-go/pollux/internal/sys"
 )
 
-// spinRound is how often a spin in Go looks between two readings of the clock.
-const spinRound = 16
+// pollRound and lookRound are how often a spin in Go looks between two readings of the clock, which are dearer than a look at memory: by
+// a system call, or at memory.
+const (
+	pollRound = 16
+	lookRound = 128
+)
 
 // EpollPolls looks for events of an epoll set again and again until there are some, for at most spin, with the P held. It
 // is the spin of a hot wait, and where there is no cgo that of a cold one.
 func EpollPolls(epfd int, events []sys.EpollEvent, spin time.Duration) (int, sys.Errno) {
-	for end := time.Now().Add(spin); ; {
-		for range spinRound {
+	for start := time.Now(); ; {
+		for range pollRound {
 			if n, errno := sys.EpollPoll(epfd, events); n != 0 || errno != 0 {
 				return n, errno
 			}
 		}
-		if !time.Now().Before(end) {
+		if time.Since(start) >= spin {
 			return 0, 0
 		}
 	}
@@ -44,8 +48,8 @@ func RingPolls(fd int, n, enter uint32, arg unsafe.Pointer, size uintptr, tail *
 		}
 		n -= min(n, uint32(done))
 	}
-	for end := time.Now().Add(spin); ; {
-		for range spinRound {
+	for start := time.Now(); ; {
+		for range lookRound {
 			// The kernel publishes a completion by its tail.
 			if atomic.LoadUint32(tail) != head {
 				return 0
@@ -57,7 +61,7 @@ func RingPolls(fd int, n, enter uint32, arg unsafe.Pointer, size uintptr, tail *
 				}
 			}
 		}
-		if !time.Now().Before(end) {
+		if time.Since(start) >= spin {
 			break
 		}
 	}

@@ -183,15 +183,16 @@ int main(int argc, char **argv) {
 	printf("listening on %s\n", addr);
 	fflush(stdout);
 
-	// SPIN=1: it never sleeps.
+	// SPIN=1: it never sleeps. SPIN=N: it sleeps when it has looked so often in vain.
 	const char *spin = getenv("SPIN");
-	int timeout = spin != NULL && strcmp(spin, "1") == 0 ? 0 : -1;
+	long looks = spin != NULL ? atol(spin) : 0, vain = 0;
 	while (!stopped) {
-		int n = epoll_wait(epfd, events, EVENTS_MAX, timeout);
+		int n = epoll_wait(epfd, events, EVENTS_MAX, looks == 1 || vain < looks ? 0 : -1);
 		if (n < 0) {
 			if (errno == EINTR) continue;
 			die("epoll_wait");
 		}
+		vain = n == 0 ? vain + 1 : 0;
 		for (int i = 0; i < n; i++) {
 			struct conn *c = events[i].data.ptr;
 			if (c == NULL) {
