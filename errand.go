@@ -40,18 +40,18 @@ type errand struct {
 	letter poller.Letter // brings it home
 
 	// What is to be run, from the loop to the worker, and what has come of it, back.
-	conn   *Conn
-	what   callback
-	fns    []func(*Conn) // of Async
-	err    error         // for OnClose; then what the handler has returned
-	buffer []byte        // the bytes that have come, where they lay in memory of the loop's
-	asked  requests
-	paused bool
-	silent bool
-	looks  int32  // for how many callbacks this one is measured; 0: it is not
-	began  int64  // with a relief: the instant at which the callback began
-	spent  spent  // and what the thread had spent before
-	lent   []byte // and the loop's buffer, which it may look at
+	conn    *Conn
+	what    callback
+	fns     []func(*Conn) // of Async
+	err     error         // for OnClose; then what the handler has returned
+	buffer  []byte        // the bytes that have come, where they lay in memory of the loop's
+	asked   requests
+	paused  bool
+	silent  bool
+	clocked bool   // whether it is measured: see looksInto
+	began   int64  // with a relief: the instant at which the callback began
+	spent   spent  // and what the thread had spent before
+	lent    []byte // and the loop's buffer, which it may look at
 
 	// What the loop keeps meanwhile.
 	kept     kept
@@ -190,7 +190,7 @@ func (l *loop) sendAway(c *Conn, what callback, reason error, fns ...func(*Conn)
 		return false
 	}
 	r.conn, r.what, r.err = c, what, reason
-	r.looks = l.looksInto(c, what)
+	r.clocked = l.looksInto(c, what)
 	shared := what == onData && !l.offloads(c)
 	r.fns = append(r.fns, fns...)
 	if c.in.memory == 0 && len(c.in.view) > 0 {
@@ -247,7 +247,7 @@ func (r *errand) run() {
 		r.end()
 	}()
 	var before spent
-	if r.looks > 0 {
+	if r.clocked {
 		before = spentNow()
 	}
 	began, c := poller.Nanotime(), r.conn
@@ -265,11 +265,11 @@ func (r *errand) run() {
 		r.err = c.handle(r.what)
 	}
 	ended = true
-	if r.looks == 0 {
+	if !r.clocked {
 		return
 	}
 	slow := before.slowSince(began)
-	c.service.pace.note(slow, r.loop.slowWeight(), r.looks)
+	c.service.pace.note(slow, r.loop.slowWeight())
 	if r.what == onClose && slow {
 		r.loop.lookout.slowEnd.Store(true)
 	}

@@ -45,39 +45,36 @@ type pace struct {
 
 func (p *pace) slow() bool { return p.isSlow.Load() }
 
-// note counts a call that stands for so many, and fills in weight for each of them if it was slow. One that is fast, of a handler
-// that always is, costs a load.
-func (p *pace) note(slow bool, weight, calls int32) {
+// note counts a call, and fills in weight if it was slow. One that is fast, of a handler that always is, costs a load.
+func (p *pace) note(slow bool, weight int32) {
 	if slow {
-		switch n := p.bucket.Add(weight * calls); {
+		switch n := p.bucket.Add(weight); {
 		case n > slowMost:
 			p.bucket.Store(slowMost)
-			p.isSlow.Store(true)
 		case n >= slowEnough:
 			p.isSlow.Store(true)
 		}
 		return
 	}
-	if p.bucket.Load() > 0 && p.bucket.Add(-calls) <= 0 {
+	if p.bucket.Load() > 0 && p.bucket.Add(-1) <= 0 {
 		p.isSlow.Store(false)
 	}
 }
 
 // measureEach is of how many callbacks on workers one is measured, of a handler that is slow: that takes three system calls, which
-// are felt where a callback does little.
+// are felt where a callback does little. One that is measured counts as one. If it counted as so many, a handler of which one call in
+// a hundred is slow would be taken for fast each time that 256 in a row were not, which is every ten times.
 const measureEach = 4
 
-// looksInto tells for how many callbacks the next one is measured that goes to a worker; 0: it is not.
-func (l *loop) looksInto(c *Conn, what callback) int32 {
+// looksInto tells whether the next callback is measured that goes to a worker.
+func (l *loop) looksInto(c *Conn, what callback) bool {
 	switch {
 	case l.engine.config.Dispatch != DispatchSteal:
-		return 0 // It makes no difference.
+		return false // It makes no difference.
 	case what == onClose || !c.service.pace.slow():
-		return 1
-	case l.calls.Load()*golden>>62 != 0:
-		return 0
+		return true
 	}
-	return measureEach
+	return l.calls.Load()*golden>>62 == 0
 }
 
 // golden is 2^64 divided by the golden ratio. The two highest bits of its multiples are all 0 for one number of measureEach; but not for
@@ -195,7 +192,7 @@ func (l *loop) measured(c *Conn) {
 		l.spent = spentNow()
 		slow = before.slow(began, took, l.spent)
 	}
-	c.service.pace.note(slow, l.slowWeight(), 1)
+	c.service.pace.note(slow, l.slowWeight())
 	if slow {
 		l.timing.found = true
 	}

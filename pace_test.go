@@ -1,6 +1,7 @@
 package pollux
 
 import (
+	"math/rand/v2"
 	"testing"
 	"time"
 )
@@ -62,23 +63,35 @@ func TestTimingPauses(t *testing.T) {
 	}
 }
 
-// A call that stands for several counts as so many.
-func TestPaceSamples(t *testing.T) {
-	var one, all pace
-	for i := range int32(slowMost) {
-		slow := i%100 == 0
-		if i%measureEach == 0 {
-			one.note(slow, slowWeight, measureEach)
+// A handler of which one call in a hundred is slow stays slow, though of its calls on workers one in measureEach is measured.
+func TestPaceStays(t *testing.T) {
+	l := &loop{engine: &Engine{config: Config{Dispatch: DispatchSteal}}}
+	c := &Conn{service: new(Service)}
+	pace := &c.service.pace
+	random := rand.New(rand.NewPCG(1, 2))
+	left := 0
+	for calls := range uint64(1_000_000) {
+		l.calls.Store(calls)
+		slow := random.IntN(100) == 0
+		was := pace.slow()
+		if l.looksInto(c, onData) {
+			pace.note(slow, slowWeight)
 		}
-		if all.note(slow, slowWeight, 1); i > 200 && (!one.slow() || !all.slow()) {
-			t.Fatalf("with one call in 100 slow, after %d: slow %v, and %v where all are measured", i, one.slow(), all.slow())
+		if was && !pace.slow() {
+			left++
 		}
 	}
-	for range slowMost / measureEach {
-		one.note(false, slowWeight, measureEach)
+	if left > 50 { // Some five times it is, as where all are measured: 1,024 in a row are fast then.
+		t.Errorf("it was taken for fast %d times in a million calls", left)
 	}
-	if one.slow() {
-		t.Error("it never is fast again")
+	for calls := uint64(0); pace.slow(); calls++ {
+		l.calls.Store(calls)
+		if l.looksInto(c, onData) {
+			pace.note(false, slowWeight)
+		}
+		if calls > 2*slowMost*measureEach {
+			t.Fatal("it never is fast again")
+		}
 	}
 }
 
@@ -86,29 +99,31 @@ func TestPaceSamples(t *testing.T) {
 func TestLooksInto(t *testing.T) {
 	l := &loop{engine: &Engine{config: Config{Dispatch: DispatchSteal}}}
 	c := &Conn{service: new(Service)}
-	if n := l.looksInto(c, onData); n != 1 {
-		t.Errorf("one of a fast handler is measured for %d", n)
+	if !l.looksInto(c, onData) {
+		t.Error("one of a fast handler is not measured")
 	}
 	c.service.pace.isSlow.Store(true)
-	if n := l.looksInto(c, onClose); n != 1 {
-		t.Errorf("an OnClose is measured for %d", n)
+	if !l.looksInto(c, onClose) {
+		t.Error("an OnClose is not measured")
 	}
 	for period := uint64(1); period <= 64; period++ {
 		for first := range period {
 			const calls = 1000
-			sum := int32(0)
+			measured := 0
 			for i := range uint64(calls) {
 				l.calls.Store(first + i*period)
-				sum += l.looksInto(c, onData)
+				if l.looksInto(c, onData) {
+					measured++
+				}
 			}
-			if sum < calls/2 || sum > 2*calls {
-				t.Errorf("of each %d. callback from the %d. on, %d of %d are measured", period, first, sum/measureEach, calls)
+			if measured < calls/measureEach/2 || measured > calls/measureEach*2 {
+				t.Errorf("of each %d. callback from the %d. on, %d of %d are measured", period, first, measured, calls)
 			}
 		}
 	}
 	l.engine.config.Dispatch = DispatchWorkers
-	if n := l.looksInto(c, onData); n != 0 {
-		t.Errorf("where it makes no difference, one is measured for %d", n)
+	if l.looksInto(c, onData) {
+		t.Error("where it makes no difference, one is measured")
 	}
 }
 

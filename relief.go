@@ -465,7 +465,7 @@ func (l *loop) endStuck(err error) bool {
 	if slow {
 		r.loop.lookout.slowEnd.Store(true)
 	}
-	r.conn.service.pace.note(slow, reliefWeight, 1)
+	r.conn.service.pace.note(slow, reliefWeight)
 	r.err = err
 	lent := r.lent
 	r.end()
