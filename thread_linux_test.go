@@ -24,6 +24,7 @@ import (
 	"github.com/pollux-go/pollux/internal/invariants"
 	"github.com/pollux-go/pollux/internal/sys"
 	"github.com/pollux-go/pollux/internal/testutil"
+	"github.com/pollux-go/pollux/poller"
 )
 
 // masks returns what each thread of the process may run on.
@@ -556,5 +557,65 @@ func TestLoopsEndTheirThreads(t *testing.T) {
 		if time.Now().After(end) {
 			t.Fatalf("%d threads are pinned still", wrong)
 		}
+	}
+}
+
+// TestWokenTogether has many goroutines woken at a time in a process with one P, where others compute: none of these has the P in
+// between.
+func TestWokenTogether(t *testing.T) {
+	testutil.CheckLeaks(t)
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	e := newEngine(t, Config{Logger: slog.New(slog.DiscardHandler)})
+	const n, tries = 8, 10
+	var descs [n]*poller.Desc
+	var ends [n]int
+	for i := range n {
+		fd, errno := sys.Eventfd()
+		if errno != 0 {
+			t.Fatal(errno)
+		}
+		d, err := e.Open(fd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		descs[i], ends[i] = d, fd
+	}
+	var computed atomic.Uint64
+	var stop atomic.Bool
+	var burners sync.WaitGroup
+	for range 2 {
+		burners.Go(func() {
+			for !stop.Load() {
+				computed.Add(1)
+			}
+		})
+	}
+	together := 0
+	for range tries {
+		var at [n]uint64
+		var all sync.WaitGroup
+		for i, d := range descs {
+			all.Go(func() {
+				if err := d.WaitRead(); err != nil {
+					t.Error(err)
+				}
+				at[i] = computed.Load()
+			})
+		}
+		time.Sleep(50 * time.Millisecond) // They wait, most likely; else this is no good try.
+		for _, fd := range ends {
+			sys.Write(fd, one[:])
+		}
+		all.Wait()
+		if slices.Min(at[:]) == slices.Max(at[:]) {
+			together++
+		}
+	}
+	stop.Store(true)
+	burners.Wait()
+	t.Log(together, "of", tries)
+	if together < tries/2 {
+		t.Errorf("in %d of %d tries nobody had the P in between", together, tries)
 	}
 }

@@ -123,6 +123,7 @@ func (d *Desc) wait(w *waiter, expired uint32) error {
 		// The flags are read again after that: who set one before could not see the sleeper, who sets one from now on does.
 		if err := d.check(expired); err == nil || !w.state.CompareAndSwap(stateWaiting, stateIdle) {
 			<-w.wake
+			d.poller.relay.pass() // First: others may wait for it.
 		}
 		// A wake without an edge is a cancel, whose reason may be gone again, as when the deadline was moved.
 		if w.state.Swap(stateIdle) == stateReady {
@@ -131,18 +132,18 @@ func (d *Desc) wait(w *waiter, expired uint32) error {
 	}
 }
 
-// deliver latches an edge, or hands it to who waits.
-func (w *waiter) deliver() {
+// deliver latches an edge, or hands it to who waits. It is true if somebody was woken.
+func (w *waiter) deliver() (woke bool) {
 	for {
 		old := w.state.Load()
 		if old == stateReady {
-			return // Edges coalesce.
+			return false // Edges coalesce.
 		}
 		if w.state.CompareAndSwap(old, stateReady) {
-			if old == stateWaiting {
+			if woke = old == stateWaiting; woke {
 				w.wake <- struct{}{}
 			}
-			return
+			return woke
 		}
 	}
 }
@@ -154,18 +155,19 @@ func (w *waiter) cancel() {
 	}
 }
 
-// deliver tells both directions what an event means to them. Hang-ups and errors concern both.
-func (d *Desc) deliver(ready Ready) {
+// deliver tells both directions what an event means to them. Hang-ups and errors concern both. It is true if somebody was woken.
+func (d *Desc) deliver(ready Ready) (woke bool) {
 	if ready&(PeerClosed|HungUp|Failed|Urgent) != 0 {
 		// Before the edge is published: who takes the edge must see it.
 		d.flags.Or(flagTalkative)
 	}
 	if ready&(Readable|PeerClosed|HungUp|Failed|Urgent) != 0 {
-		d.r.deliver()
+		woke = d.r.deliver()
 	}
 	if ready&(Writable|HungUp|Failed) != 0 {
-		d.w.deliver()
+		woke = d.w.deliver() || woke
 	}
+	return woke
 }
 
 // WaitRead waits until the descriptor may be read: until the next edge, or not at all if one came since the last wait.

@@ -32,6 +32,8 @@ type Poller struct {
 
 	events []Event // owner: the loop
 	ready  []*Desc // owner: the loop; parallel to events
+	crowd  crowd   // owner: the loop
+	relay  relay
 	ended  chan struct{}
 	stale  atomic.Uint64
 }
@@ -156,6 +158,11 @@ func (p *Poller) dispatch(events []Event) {
 		p.ready[i] = d
 	}
 	p.mu.Unlock()
+	p.relay.finish()
+	if len(events) > 1 && p.crowd.is() {
+		p.relay.begin(events, p.ready)
+		return
+	}
 	for i := range events {
 		if d := p.ready[i]; d != nil {
 			d.deliver(events[i].Ready)
