@@ -561,12 +561,13 @@ func TestLoopsEndTheirThreads(t *testing.T) {
 }
 
 // TestWokenTogether has many goroutines woken at a time in a process with one P, where others compute: none of these has the P in
-// between.
+// between. Not each try is good: the runtime may take the P while the events are made, and the kernel the CPU for as long as a slice.
+// Under the race detector it says less, as the runtime shuffles its queues there.
 func TestWokenTogether(t *testing.T) {
 	testutil.CheckLeaks(t)
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	e := newEngine(t, Config{Logger: slog.New(slog.DiscardHandler)})
-	const n, tries = 8, 10
+	const n, tries, enough = 8, 50, 3
 	var descs [n]*poller.Desc
 	var ends [n]int
 	for i := range n {
@@ -592,18 +593,22 @@ func TestWokenTogether(t *testing.T) {
 		})
 	}
 	together := 0
-	for range tries {
+	for i := 0; i < tries && together < enough; i++ {
 		var at [n]uint64
 		var all sync.WaitGroup
+		var begun atomic.Int32
 		for i, d := range descs {
 			all.Go(func() {
+				begun.Add(1)
 				if err := d.WaitRead(); err != nil {
 					t.Error(err)
 				}
 				at[i] = computed.Load()
 			})
 		}
-		time.Sleep(50 * time.Millisecond) // They wait, most likely; else this is no good try.
+		for begun.Load() < n {
+			time.Sleep(time.Millisecond) // When the last one has begun, all wait, most likely.
+		}
 		for _, fd := range ends {
 			sys.Write(fd, one[:])
 		}
@@ -614,8 +619,7 @@ func TestWokenTogether(t *testing.T) {
 	}
 	stop.Store(true)
 	burners.Wait()
-	t.Log(together, "of", tries)
-	if together < tries/2 {
+	if together < enough {
 		t.Errorf("in %d of %d tries nobody had the P in between", together, tries)
 	}
 }
