@@ -63,7 +63,7 @@ func (p *pace) note(slow bool, weight int32) {
 
 // measureEach is of how many callbacks on workers one is measured, of a handler that is slow: that takes three system calls, which
 // are felt where a callback does little. One that is measured counts as one. If it counted as so many, a handler of which one call in
-// a hundred is slow would be taken for fast each time that 256 in a row were not, which is every ten times.
+// a hundred is slow would be taken for fast whenever 256 in a row were not, which they are one time in thirteen.
 const measureEach = 4
 
 // looksInto tells whether the next callback is measured that goes to a worker.
