@@ -36,7 +36,9 @@ type relayed struct {
 // begin has those handed over, and takes their descriptors out of descs.
 func (r *relay) begin(events []Event, descs []*Desc) {
 	r.mu.Lock()
-	r.pending, r.next = r.pending[:0], 0
+	if r.next == len(r.pending) {
+		r.pending, r.next = r.pending[:0], 0 // Else the new ones come behind what is left: nothing is lost.
+	}
 	for i, d := range descs[:len(events)] {
 		if d != nil {
 			r.pending = append(r.pending, relayed{d, events[i].Ready})
@@ -44,7 +46,7 @@ func (r *relay) begin(events []Event, descs []*Desc) {
 		}
 	}
 	// Before the first of them is woken: from then on others look.
-	r.left.Store(int32(len(r.pending)))
+	r.left.Store(int32(len(r.pending) - r.next))
 	r.mu.Unlock()
 	r.pass()
 }

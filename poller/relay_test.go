@@ -93,6 +93,21 @@ func TestRelayIsFinished(t *testing.T) {
 	}
 }
 
+// TestRelayKeepsWhatIsLeft begins with other events before those before are through.
+func TestRelayKeepsWhatIsLeft(t *testing.T) {
+	p, descs, events, woken, all := waiting(t, 4)
+	slow := &Desc{poller: p} // Somebody waits there who does not run.
+	slow.r.wake = make(chan struct{}, 1)
+	slow.r.state.Store(stateWaiting)
+	p.relay.begin([]Event{{Ready: Readable}, {Ready: Readable}, {Ready: Readable}}, []*Desc{slow, descs[0], descs[1]})
+	p.relay.begin(events[2:], descs[2:])
+	p.relay.finish()
+	all.Wait()
+	if woken.Load() != 4 || p.relay.left.Load() != 0 {
+		t.Errorf("%d were woken of 4, %d are left", woken.Load(), p.relay.left.Load())
+	}
+}
+
 // TestRelayRaces has the loop begin with the next events while those before are still passed on, with many Ps.
 func TestRelayRaces(t *testing.T) {
 	const n, rounds = 16, 2000
