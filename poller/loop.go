@@ -100,8 +100,9 @@ func (l *Loop) Spin(d time.Duration, adaptive bool) {
 }
 
 // Attend has the loop count in a word that somebody watches, when a wait begins and when it has ended, so that the word is odd
-// during waits; and tell in another one that a signal has interrupted a hot wait: see [Hold]. With nil it does so no more. It
-// is for the goroutine that runs the loop, or before Run.
+// during waits; and tell in another one when it is about to give up its P, because the runtime asks for it or to find out
+// whether somebody waits for it: see [Hold]. With nil it does so no more. It is for the goroutine that runs the loop, or
+// before Run.
 func (l *Loop) Attend(pulse *atomic.Uint64, asked *uint32) { l.pulse, l.hold.Asked = pulse, asked }
 
 // Backend returns what the loop waits on.
@@ -322,6 +323,7 @@ func (l *Loop) temper(timeout time.Duration, busy bool) time.Duration {
 	}
 	l.counters.hot.add(1)
 	if l.blind && busy && now-l.renewed >= max(l.scout.pause, scoutPauseLeast) {
+		l.hold.Ask() // Nobody has asked for the P, but it may take as long to have it back.
 		l.giveWay()
 	}
 	most := min(holdMost, l.hot)

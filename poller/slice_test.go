@@ -332,6 +332,35 @@ func TestHotLoopGivesWayOnce(t *testing.T) {
 	}
 }
 
+// TestTriesAreAnnounced has a hot loop that somebody looks after find out whether somebody waits for its P: it tells of that.
+func TestTriesAreAnnounced(t *testing.T) {
+	defer poller.SetAlone()()
+	testutil.CheckLeaks(t)
+	var asked uint32
+	b := &hotTurns{turns{left: 1 << 30}}
+	end := time.Now().Add(10 * time.Second)
+	b.asked = func() {
+		// The first times are after each turn, and not announced; and so it is again where it has seen somebody.
+		if time.Sleep(7 * time.Millisecond); asked >= 2 || time.Now().After(end) {
+			b.left = 0
+		}
+	}
+	b.loop = poller.NewLoop(b, &sink{})
+	b.loop.Heat(time.Hour)
+	b.loop.Attend(new(atomic.Uint64), &asked)
+	ended := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		ended <- b.loop.Run()
+	}()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if given := b.loop.GivenAway(); asked < 2 || given < uint64(asked) {
+		t.Errorf("it has told %d times, and given its P away %d times", asked, given)
+	}
+}
+
 // TestTicks has a P count as the runtime does, in the worst case: there is always somebody in the queue that all Ps share. The loop
 // knows when it is their turn after it has been so once, and nobody else but the loop waits for them.
 func TestTicks(t *testing.T) {

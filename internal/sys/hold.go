@@ -4,8 +4,8 @@ package sys
 // else can use the P. Stopping the world interrupts the wait by a signal, but not under GODEBUG=asyncpreemptoff=1, so that its
 // timeout must be some milliseconds at most.
 type Hold struct {
-	// Asked, if there is one, is counted up when a signal ends a wait, and who sleeps on it as a futex is woken. Mostly the signal
-	// is the runtime's, which wants the P: it gets it as soon as the goroutine calls a function that can be preempted, which this
-	// is before.
+	// Asked, if there is one, is counted up when the runtime wants the P at the end of a wait, and who sleeps on it as a futex is
+	// woken: see Ask. The runtime gets the P as soon as the goroutine calls a function that can be preempted, which this is before.
+	// Its signal ends the wait, mostly, but not one that an event has ended already while the thread waited for its CPU.
 	Asked *uint32
 }

@@ -12,7 +12,17 @@ import (
 //
 //go:nosplit
 func (h *Hold) tell(errno Errno) {
-	if errno != EINTR || h.Asked == nil {
+	if errno == EINTR || preemptAsked() {
+		h.Ask()
+	}
+}
+
+// Ask is for who gives the P up of its own accord, before it does, and does what the end of a wait does for which the runtime has asked:
+// it counts Asked up and wakes who sleeps on it. Without Asked it does nothing. Neither it nor what it calls can be preempted.
+//
+//go:nosplit
+func (h *Hold) Ask() {
+	if h.Asked == nil {
 		return
 	}
 	atomic.AddUint32(h.Asked, 1)

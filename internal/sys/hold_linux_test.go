@@ -4,6 +4,7 @@ import (
 	"os"
 	"runtime"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 	"unsafe"
@@ -71,4 +72,66 @@ func TestHoldTells(t *testing.T) {
 			<-stopped
 		})
 	}
+}
+
+// TestHoldTellsOfRequests has the runtime ask for the P while nobody waits, by stopping the world: the end of a wait tells of it, whatever
+// has ended it, and one that nobody has asked for does not.
+func TestHoldTellsOfRequests(t *testing.T) {
+	if runtime.GOARCH != "amd64" && runtime.GOARCH != "arm64" {
+		t.Skip("it is not known here what the runtime asks for")
+	}
+	var asked uint32
+	h := &Hold{Asked: &asked}
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				runtime.GC()
+			}
+		}
+	}()
+	seen := false
+	for end := time.Now().Add(20 * time.Second); !seen && time.Now().Before(end); {
+		seen = untilAsked(h, 1<<16)
+	}
+	close(stop)
+	<-stopped
+	if !seen {
+		t.Fatal("the world was stopped, and nobody was asked for the P")
+	}
+	if asked != 1 {
+		t.Errorf("it has told %d times, want once", asked)
+	}
+	for range 1000 {
+		h.tell(0)
+	}
+	if asked > 50 { // The monitor may have asked now and then.
+		t.Errorf("it has told %d times of 1000, and hardly anybody has asked", asked)
+	}
+	before := asked
+	if h.Ask(); asked != before+1 {
+		t.Error("it was to tell, and has not")
+	}
+	none := new(Hold)
+	none.tell(EINTR)
+	none.Ask()
+}
+
+// untilAsked ends a wait as soon as the runtime asks for the P, or returns false after so many looks. Nothing that it calls can be
+// preempted, and most of the time it is in a system call, where a signal does not preempt it either.
+//
+//go:nosplit
+func untilAsked(h *Hold, looks int) bool {
+	for range looks {
+		_, _, _ = syscall.RawSyscall(unix.SYS_GETPPID, 0, 0, 0)
+		if preemptAsked() {
+			h.tell(0)
+			return true
+		}
+	}
+	return false
 }

@@ -141,6 +141,9 @@ func EpollBusyPoll(int, uint32) Errno { return ENOSYS }
 // Eventfd answers ENOSYS.
 func Eventfd() (int, Errno) { return -1, ENOSYS }
 
+// Ask does nothing.
+func (*Hold) Ask() {}
+
 // FutexWait answers ENOSYS.
 func FutexWait(*uint32, uint32, time.Duration) Errno { return ENOSYS }
 
