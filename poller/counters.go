@@ -1,9 +1,10 @@
 package poller
 
 import (
-	"math/bits"
 	"sync/atomic"
 	"time"
+
+	"github.com/pollux-go/pollux/internal/tally"
 )
 
 // Counters is what a loop has counted since it began.
@@ -15,12 +16,14 @@ type Counters struct {
 
 	HotWaits, ColdWaits uint64 // waits that might sleep, with the P kept and not
 	Timeouts            uint64 // of those, the ones that brought nothing
+	SpuriousWakes       uint64 // of these, the ones that ended before their time, and nothing was posted: by a signal, or by a wake that came late
 	Spins, SpinHits     uint64 // waits that began with a spin, and those that were over within its time
 
 	HandOvers, Renewals uint64 // of the P, to whom a handler has made ready, and to begin a new time slice
 
 	WakesSent, WakesElided uint64 // posts that had to wake the loop, and that had not
 	Rescues                uint64 // sleeps that Rescue has ended, which must not happen
+	MailboxDepth           int    // posts that wait now
 
 	Busy time.Duration // spent outside of waits
 
@@ -30,33 +33,17 @@ type Counters struct {
 }
 
 // TurnTimesLen is the number of classes of turns: the last but one is below 131 ms.
-const TurnTimesLen = 19
-
-// counter is written by the loop and read by anybody.
-type counter struct{ n atomic.Uint64 }
-
-func (c *counter) add(n uint64) {
-	if n != 0 {
-		c.n.Store(c.n.Load() + n) // There is one writer.
-	}
-}
+const TurnTimesLen = tally.TimesLen
 
 // counters are Counters as the loop keeps them.
 type counters struct {
-	turns, events, posts, timers counter
-	hot, cold, timeouts          counter
-	spins, spinHits              counter
-	handOvers, renewals          counter
-	busy, rescues                counter
+	turns, events, posts, timers tally.Counter
+	hot, cold                    tally.Counter
+	timeouts, spurious           tally.Counter
+	spins, spinHits              tally.Counter
+	handOvers, renewals, rescues tally.Counter
 	wakesSent, wakesElided       atomic.Uint64 // of the posters
-	times                        [TurnTimesLen]counter
-}
-
-// turn notes how long a turn has taken outside of its wait.
-func (c *counters) turn(nanos int64) {
-	nanos = max(nanos, 0)
-	c.busy.add(uint64(nanos))
-	c.times[min(bits.Len64(uint64(nanos)/uint64(time.Microsecond)), TurnTimesLen-1)].add(1)
+	times                        tally.Times   // of turns, outside of their waits
 }
 
 // woken notes whether a post had to wake the loop.
@@ -73,16 +60,14 @@ func (c *counters) woken(wake bool) {
 func (l *Loop) Counters() Counters {
 	c := &l.counters
 	s := Counters{
-		Turns: c.turns.n.Load(), Events: c.events.n.Load(), Posts: c.posts.n.Load(), Timers: c.timers.n.Load(),
-		HotWaits: c.hot.n.Load(), ColdWaits: c.cold.n.Load(), Timeouts: c.timeouts.n.Load(),
-		Spins: c.spins.n.Load(), SpinHits: c.spinHits.n.Load(),
-		HandOvers: c.handOvers.n.Load(), Renewals: c.renewals.n.Load(),
-		WakesSent: c.wakesSent.Load(), WakesElided: c.wakesElided.Load(), Rescues: c.rescues.n.Load(),
-		Busy: time.Duration(c.busy.n.Load()),
+		Turns: c.turns.Load(), Events: c.events.Load(), Posts: c.posts.Load(), Timers: c.timers.Load(),
+		HotWaits: c.hot.Load(), ColdWaits: c.cold.Load(), Timeouts: c.timeouts.Load(), SpuriousWakes: c.spurious.Load(),
+		Spins: c.spins.Load(), SpinHits: c.spinHits.Load(),
+		HandOvers: c.handOvers.Load(), Renewals: c.renewals.Load(),
+		WakesSent: c.wakesSent.Load(), WakesElided: c.wakesElided.Load(), Rescues: c.rescues.Load(),
+		MailboxDepth: l.mailbox.depth(), Busy: c.times.Sum(),
 	}
-	for i := range c.times {
-		s.TurnTimes[i] = c.times[i].n.Load()
-	}
+	c.times.AddTo(&s.TurnTimes)
 	return s
 }
 

@@ -61,6 +61,7 @@ type Loop struct {
 	adaptive bool
 	budget   time.Duration // what the backend was told
 	waited   int64         // the instant at which the last wait that might sleep began; 0: it could not
+	allowed  time.Duration // how long it may take; below 0: for ever
 	gap      int64         // how long those took lately, a moving average in nanoseconds
 }
 
@@ -142,6 +143,7 @@ func (l *Loop) run(follow bool) error {
 			}
 			if timeout = l.timeout(more); timeout != 0 {
 				timeout = l.temper(timeout, busy)
+				l.allowed = timeout
 			}
 		}
 		if l.pulse != nil {
@@ -163,7 +165,7 @@ func (l *Loop) run(follow bool) error {
 			}
 		}
 		if l.mailbox.unpark() {
-			l.counters.rescues.add(1)
+			l.counters.rescues.Add(1)
 		}
 		l.count(n)
 		if err != nil {
@@ -204,7 +206,7 @@ func (l *Loop) handOver() {
 		return
 	}
 	if l.empty && !sys.QueueEmpty() {
-		l.counters.handOvers.add(1)
+		l.counters.handOvers.Add(1)
 		l.slice.yield()
 		l.renewed = Nanotime()
 	}
@@ -244,7 +246,7 @@ func (l *Loop) handOverBetween() {
 			l.vain = scoutMisses - 1
 		}
 		if l.slice.yield() == used {
-			l.counters.handOvers.add(1)
+			l.counters.handOvers.Add(1)
 			l.scout.needed(true)
 			l.vain = 0
 		} else { // At the end of the turn somebody may: the scout does not count it.
@@ -267,7 +269,7 @@ func (l *Loop) giveWay() {
 	use := l.slice.yield()
 	l.renewed = Nanotime()
 	if use == used {
-		l.counters.handOvers.add(1)
+		l.counters.handOvers.Add(1)
 	}
 	if use != unknown {
 		l.scout.note(use == used)
@@ -306,10 +308,10 @@ func (l *Loop) temper(timeout time.Duration, busy bool) time.Duration {
 		}
 	}
 	if !hot {
-		l.counters.cold.add(1)
+		l.counters.cold.Add(1)
 		if now-l.renewed >= renewPeriod {
 			l.renewed = now
-			l.counters.renewals.add(1)
+			l.counters.renewals.Add(1)
 			switch {
 			case l.blind:
 				l.giveWay()
@@ -321,7 +323,7 @@ func (l *Loop) temper(timeout time.Duration, busy bool) time.Duration {
 		}
 		return timeout
 	}
-	l.counters.hot.add(1)
+	l.counters.hot.Add(1)
 	if l.blind && busy && now-l.renewed >= max(l.scout.pause, scoutPauseLeast) {
 		l.hold.Ask() // Nobody has asked for the P, but it may take as long to have it back.
 		l.giveWay()
@@ -343,26 +345,30 @@ const (
 // count notes what a wait has brought, and how long it has taken.
 func (l *Loop) count(n int) {
 	c := &l.counters
-	c.turns.add(1)
+	c.turns.Add(1)
 	if l.pulse != nil {
 		l.pulse.Add(1)
 	}
-	c.events.add(uint64(n))
+	c.events.Add(uint64(n))
 	if l.waited == 0 {
 		return // It could not sleep: the turn before goes on.
 	}
 	now := Nanotime()
 	if l.begun != 0 {
-		c.turn(l.waited - l.begun)
+		c.times.Note(l.waited - l.begun)
 	}
 	l.begun = now
 	if n == 0 {
-		c.timeouts.add(1)
+		c.timeouts.Add(1)
+		early := l.allowed < 0 || now-l.waited < int64(l.allowed)
+		if early && l.mailbox.isEmpty() && !l.share.on.Load() && !l.stopped.Load() {
+			c.spurious.Add(1)
+		}
 	}
 	if l.budget > 0 {
-		c.spins.add(1)
+		c.spins.Add(1)
 		if now-l.waited <= int64(l.budget) {
-			c.spinHits.add(1)
+			c.spinHits.Add(1)
 		}
 	}
 	if l.adaptive {
@@ -397,7 +403,7 @@ func (l *Loop) fire() (more bool) {
 		if !ok {
 			return false
 		}
-		l.counters.timers.add(1)
+		l.counters.timers.Add(1)
 		l.sink.Due(token)
 	}
 	return true
@@ -465,7 +471,7 @@ func (l *Loop) RunPosts() (any bool) {
 		letter.Run()
 		posts++
 	}
-	l.counters.posts.add(posts)
+	l.counters.posts.Add(posts)
 	return posts > 0
 }
 

@@ -108,6 +108,12 @@ func (m *Mailbox) overlooked() bool {
 // rescue is claimWake for one who has seen that the owner was overlooked.
 func (m *Mailbox) rescue() (wake bool) { return m.parked.CompareAndSwap(asleep, rescued) }
 
+// isEmpty tells the owner whether no letter is there.
+func (m *Mailbox) isEmpty() bool { return m.head.Load() == nil }
+
+// depth returns how many letters wait, or are being posted. Anybody may ask.
+func (m *Mailbox) depth() int { return int(max(0, m.length.Load())) }
+
 // take returns all letters, oldest first. There are none after close.
 func (m *Mailbox) take() *Letter {
 	if h := m.head.Load(); h == nil || h == shut {
