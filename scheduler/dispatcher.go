@@ -514,20 +514,48 @@ type Stats struct {
 	Started  uint64 // workers started
 	Retired  uint64 // workers ended because they were idle
 	Workers  int    // workers now
+	Waiting  int    // items that wait in the injector now
+}
+
+// WorkerStats is the part of one worker.
+type WorkerStats struct {
+	Run    uint64
+	Stolen uint64
+	Parks  uint64
 }
 
 // Stats returns the counters. They are not of one moment.
 func (d *Dispatcher) Stats() Stats {
 	d.mu.Lock()
-	s := Stats{Started: d.started, Retired: d.retired, Workers: int(d.live.Load())}
+	s := Stats{Started: d.started, Retired: d.retired, Workers: int(d.live.Load()), Waiting: d.injector.Len()}
 	d.mu.Unlock()
 	s.Wakes, s.Elided, s.Overflow = d.wakes.Load(), d.elided.Load(), d.overflow.Load()
 	for i := range d.workers {
-		if w := d.workers[i].Load(); w != nil {
-			s.Run += w.state.Load() / workerRan
-			s.Stolen += w.stolen.Load()
-			s.Parks += w.parks.Load()
+		w := d.workers[i].Load()
+		if w == nil {
+			break // Numbers are given from 0 on.
 		}
+		one := w.stats()
+		s.Run += one.Run
+		s.Stolen += one.Stolen
+		s.Parks += one.Parks
 	}
 	return s
+}
+
+// EachWorker returns the counters of each number that a worker has had, in their order.
+func (d *Dispatcher) EachWorker() []WorkerStats {
+	var all []WorkerStats
+	for i := range d.workers {
+		w := d.workers[i].Load()
+		if w == nil {
+			break
+		}
+		all = append(all, w.stats())
+	}
+	return all
+}
+
+func (w *worker) stats() WorkerStats {
+	return WorkerStats{Run: w.state.Load() / workerRan, Stolen: w.stolen.Load(), Parks: w.parks.Load()}
 }

@@ -152,7 +152,7 @@ func TestNoWorkerBeforeWork(t *testing.T) {
 	if item, ok := s.Pop(); ok {
 		t.Errorf("an empty source has %d", item)
 	}
-	if got := d.Stats(); got != (Stats{Overflow: 3}) {
+	if got := d.Stats(); got != (Stats{Overflow: 3, Waiting: 2}) {
 		t.Errorf("%+v", got)
 	}
 	if left := end(t, d); !slices.Equal(left, []Item{3, 4}) {
