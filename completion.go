@@ -308,6 +308,7 @@ func (l *loop) landed(c *Conn, result int32) {
 	case result < 0:
 		err = os.NewSyscallError(sys.OpSend.String(), errno)
 	case int(result) < len(o.flight):
+		l.sends.note(sendShort, false)
 		o.flight = o.flight[result:]
 		if err = l.completer.Send(int(c.fd), c.token, o.flight); err == nil {
 			c.mu.Unlock()

@@ -178,6 +178,7 @@ func (l *loop) landedDirect(c *Conn, result int32) {
 	short := false
 	switch errno := sys.Errno(-result); {
 	case result >= 0 && int(result) < len(o.flight):
+		l.sends.note(sendShort, false)
 		o.flight = o.flight[result:]
 		err = l.completer.Send(int(c.fd), c.token, o.flight)
 	case result >= 0:

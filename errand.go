@@ -217,6 +217,8 @@ func (l *loop) sendAway(c *Conn, what callback, reason error, fns ...func(*Conn)
 	if shared {
 		l.backlog.given++
 		l.backlog.shared.Add(1)
+	} else {
+		l.offloaded.Add(1)
 	}
 	l.engine.dispatcher.Wake()
 	return true
@@ -268,7 +270,8 @@ func (r *errand) run() {
 	if !r.clocked {
 		return
 	}
-	slow := before.slowSince(began)
+	took, slow := before.slowSince(began)
+	r.loop.timesAway.NoteShared(took)
 	c.service.pace.note(slow, r.loop.slowWeight())
 	if r.what == onClose && slow {
 		r.loop.lookout.slowEnd.Store(true)

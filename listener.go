@@ -446,6 +446,7 @@ func (a *acceptor) hand(fd int, from sys.Sockaddr) {
 		}
 	}
 	a.next++
+	a.loop.accepts.Add(1)
 	c := newConn(l, a.service, fd, from, a.ln.stream)
 	a.service.join(l)
 	if l == a.loop {

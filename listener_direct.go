@@ -91,6 +91,7 @@ func (a *acceptor) take() {
 // acceptedDirect handles a connection that was accepted into the loop's table. more says that it was not the last one.
 func (a *acceptor) acceptedDirect(fd int, more bool) {
 	l := a.loop
+	l.accepts.Add(1)
 	c := newConn(l, a.service, fd, l.direct.peer(a.token), true)
 	c.blocked.Store(true)
 	c.local = a.localOf(fd)

@@ -14,6 +14,7 @@ import (
 	"github.com/pollux-go/pollux/cgo"
 	"github.com/pollux-go/pollux/internal/invariants"
 	"github.com/pollux-go/pollux/internal/sys"
+	"github.com/pollux-go/pollux/internal/tally"
 	"github.com/pollux-go/pollux/poller"
 )
 
@@ -71,6 +72,11 @@ type loop struct {
 	thread     atomic.Int64  // the thread's id while it runs
 	attendance attendance
 	stale      atomic.Uint64
+	accepts    tally.Counter
+	offloaded  tally.Counter
+	sends      sendCounts
+	times      tally.Times   // of callbacks that were measured here
+	timesAway  tally.Times   // and elsewhere
 	begun      chan struct{} // closed when the thread is its own
 	done       chan struct{}
 }

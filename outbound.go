@@ -2,8 +2,10 @@ package pollux
 
 import (
 	"os"
+	"sync/atomic"
 
 	"github.com/pollux-go/pollux/internal/sys"
+	"github.com/pollux-go/pollux/internal/tally"
 )
 
 // corkMost is the largest write that is gathered inside a callback: beyond, copying costs more than a system call saves.
@@ -121,9 +123,10 @@ func (c *Conn) queue(p []byte, sent int) (int, error) {
 func (c *Conn) send(p []byte) (int, error) {
 	n := 0
 	for n < len(p) {
+		rest := len(p) - n
 		m, errno := sys.Send(int(c.fd), p[n:])
 		n += m
-		if done, err := c.sent(m, errno); done {
+		if done, err := c.sent(m, rest, errno); done {
 			return n, err
 		}
 	}
@@ -132,11 +135,15 @@ func (c *Conn) send(p []byte) (int, error) {
 
 // sendv writes bufs, of total bytes, where nothing is queued.
 func (c *Conn) sendv(bufs [][]byte, total int) (int, error) {
+	offered := total
+	if len(bufs) > sys.IovecsMax {
+		offered = 0 // It is not known.
+	}
 	n, errno := sys.Sendv(int(c.fd), bufs)
-	done, err := c.sent(n, errno)
+	done, err := c.sent(n, offered, errno)
 	if errno == sys.EAGAIN && !done {
 		n, errno = sys.Sendv(int(c.fd), bufs)
-		done, err = c.sent(n, errno)
+		done, err = c.sent(n, offered, errno)
 	}
 	if err != nil {
 		return 0, err
@@ -165,10 +172,47 @@ func (c *Conn) sendv(bufs [][]byte, total int) (int, error) {
 	return sum, nil
 }
 
-// sent looks at the result of a send of some bytes. done says that it makes no sense to go on.
-func (c *Conn) sent(n int, errno sys.Errno) (done bool, err error) {
-	if c.asked&withWorker != 0 || c.corked() {
+// sendCounts counts sends by system calls.
+//
+// A loop's own are those in a callback that runs there. Whoever sends for its connection then holds the connection's mutex, without
+// which the loop does not leave the callback: so they have one writer at a time. All others have any number of them.
+type sendCounts struct {
+	own   [sendResults]tally.Counter
+	_     [64]byte // The others are not to slow the loop down.
+	other [sendResults]atomic.Uint64
+	_     [64]byte
+}
+
+// What has come of a send. Every one is among the first.
+const (
+	sendMade = iota
+	sendShort
+	sendEAGAIN
+	sendResults
+)
+
+func (s *sendCounts) note(result int, own bool) {
+	if own {
+		s.own[result].Add(1)
+	} else {
+		s.other[result].Add(1)
+	}
+}
+
+func (s *sendCounts) load(result int) uint64 { return s.own[result].Load() + s.other[result].Load() }
+
+// sent looks at the result of a send of so many bytes, n of which the kernel has taken. done says that it makes no sense to go on.
+func (c *Conn) sent(n, of int, errno sys.Errno) (done bool, err error) {
+	own := c.corked()
+	if own || c.asked&withWorker != 0 {
 		c.asked |= spoke
+	}
+	c.loop.sends.note(sendMade, own)
+	switch {
+	case errno == sys.EAGAIN:
+		c.loop.sends.note(sendEAGAIN, own)
+	case errno == 0 && n < of:
+		c.loop.sends.note(sendShort, own)
 	}
 	switch errno {
 	case 0:
@@ -222,9 +266,10 @@ func (c *Conn) flushQueue() error {
 	}
 	o := c.out
 	for o.len() > 0 {
+		rest := o.len()
 		n, errno := sys.Send(int(c.fd), o.buf[o.head:])
 		o.head += n
-		done, err := c.sent(n, errno)
+		done, err := c.sent(n, rest, errno)
 		if err != nil {
 			return err
 		}

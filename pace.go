@@ -158,10 +158,10 @@ func (s spent) slow(began, took int64, now spent) bool {
 	return s.waits != now.waits || now.cpu-s.cpu-(began-s.at) > int64(slowCompute)
 }
 
-// slowSince is slow for a call that ends now, on the calling thread.
-func (s spent) slowSince(began int64) bool {
-	took := poller.Nanotime() - began
-	return took > int64(slowCall) && s.slow(began, took, spentNow())
+// slowSince is slow for a call that ends now, on the calling thread, and tells how long it took.
+func (s spent) slowSince(began int64) (took int64, slow bool) {
+	took = poller.Nanotime() - began
+	return took, took > int64(slowCall) && s.slow(began, took, spentNow())
 }
 
 // beginTurn and endTurn clock a turn.
@@ -186,8 +186,9 @@ func (l *loop) endTurn() {
 func (l *loop) measured(c *Conn) {
 	now, began := poller.Nanotime(), l.callAt.Load()
 	l.callAt.Store(0)
-	slow := false
-	if took := now - began; took > int64(slowCall) {
+	slow, took := false, now-began
+	l.times.Note(took)
+	if took > int64(slowCall) {
 		before := l.spent
 		l.spent = spentNow()
 		slow = before.slow(began, took, l.spent)

@@ -461,7 +461,8 @@ func (l *loop) endStuck(err error) bool {
 	if r == nil {
 		return false
 	}
-	slow := r.spent.slowSince(r.began)
+	took, slow := r.spent.slowSince(r.began)
+	l.timesAway.NoteShared(took)
 	if slow {
 		r.loop.lookout.slowEnd.Store(true)
 	}

@@ -8,6 +8,7 @@ import (
 	"unsafe"
 
 	"github.com/pollux-go/pollux/internal/sys"
+	"github.com/pollux-go/pollux/internal/tally"
 	"github.com/pollux-go/pollux/internal/uring"
 	"github.com/pollux-go/pollux/poller"
 )
@@ -44,6 +45,8 @@ type uringBackend struct {
 	sated   []poller.Token // those of them that had got some since they were armed
 	backlog []poller.Event // what Stop has met of others
 
+	leased int // buffers that completions have named and that were not given back
+
 	direct directTable // see uring_direct_linux.go
 	stats  uringCounts
 }
@@ -78,17 +81,71 @@ type uringClosing struct {
 	send  *byte
 }
 
-// uringCounts count what is rare. The owner writes them.
+// uringCounts are those of UringStats that are not the ring's. The owner writes them, but for what is set before there is one.
 type uringCounts struct {
-	overflows, resizes, starved, rearms, stale atomic.Uint64
+	overflows, resizes, starved, stale tally.Counter
+	rearms, acceptRearms, armed        tally.Counter
+	ends                               [endReasons]tally.Counter
+	taskruns, sends, epollEvents       tally.Counter
+	cancels, cancelsENOENT             tally.Counter
+	cancelsEALREADY, low               tally.Counter
+	closing, free, freeLeast           atomic.Int64
+	buffers                            int
+	refusals                           uint32 // of buffers
+	lacks                              string
+	uses                               atomic.Pointer[string] // nil: it has no owner yet
+}
+
+// Why a multishot request has ended.
+const (
+	endEOF = iota
+	endNoBuffers
+	endReset
+	endCanceled
+	endOverflow
+	endOther
+	endReasons
+)
+
+// endOf says why a multishot request has ended with this result.
+func endOf(kind int, result int32) int {
+	switch {
+	case result == 0 && kind == kindReceive:
+		return endEOF
+	case result >= 0:
+		return endOverflow // It would have gone on: its completion did not fit.
+	}
+	switch sys.Errno(-result) {
+	case sys.ENOBUFS:
+		return endNoBuffers
+	case sys.ECONNRESET:
+		return endReset
+	case sys.ECANCELED:
+		return endCanceled
+	}
+	return endOther
 }
 
 func (u *uringBackend) uringStats() *UringStats {
-	c := &u.stats
-	return &UringStats{
-		Enters: u.ring.Enters(), Overflows: c.overflows.Load(), Resizes: c.resizes.Load(),
-		Starved: c.starved.Load(), Rearms: c.rearms.Load(), Stale: c.stale.Load(),
+	r, c := u.ring.Counts(), &u.stats
+	s := &UringStats{
+		Enters: r.Enters, EntersWithSubmit: r.EntersWithSubmit, SQEs: r.SQEs, CQEs: r.CQEs, CQEBatches: r.CQEBatches,
+		Interrupts: r.Interrupts, TaskrunHits: c.taskruns.Load(), EpollEvents: c.epollEvents.Load(),
+		Overflows: c.overflows.Load(), Resizes: c.resizes.Load(), Dropped: r.Dropped, Stale: c.stale.Load(),
+		MultishotArmed: c.armed.Load(), Rearms: c.rearms.Load(), AcceptRearms: c.acceptRearms.Load(),
+		MultishotEnded: MultishotEnds{
+			EOF: c.ends[endEOF].Load(), NoBuffers: c.ends[endNoBuffers].Load(), Reset: c.ends[endReset].Load(),
+			Canceled: c.ends[endCanceled].Load(), Overflow: c.ends[endOverflow].Load(), Other: c.ends[endOther].Load(),
+		},
+		Starved: c.starved.Load(), Buffers: c.buffers, BuffersFree: int(c.free.Load()), BuffersFreeMin: int(c.freeLeast.Load()), BuffersLow: c.low.Load(),
+		Sends: c.sends.Load(), Cancels: c.cancels.Load(), CancelsENOENT: c.cancelsENOENT.Load(), CancelsEALREADY: c.cancelsEALREADY.Load(),
+		Closing: int(c.closing.Load()), MemlockFailures: uint64(r.SetupRefusals + c.refusals), EnterENOMEM: r.NoMemory,
+		SetupFlags: r.SetupFlags, Features: r.Features, Lacks: c.lacks,
 	}
+	if uses := c.uses.Load(); uses != nil {
+		s.Uses = *uses
+	}
+	return s
 }
 
 // Kinds of requests, in the bits of user_data above the token.
@@ -228,6 +285,7 @@ func (u uringReadiness) Spin(d time.Duration) { u.ring.Spin(d) }
 
 func openUring(o uring.Options, buffers, size int) (_ *uringBackend, err error) {
 	u := &uringBackend{without: o.Without, entries: int(o.Entries), wanted: buffers, closing: map[poller.Token]*uringClosing{}}
+	u.stats.lacks = o.Without.String()
 	defer func() {
 		if err != nil {
 			u.Close()
@@ -245,12 +303,16 @@ func openUring(o uring.Options, buffers, size int) (_ *uringBackend, err error) 
 	if o.Without&uringReceives == 0 {
 		u.buffers, err = u.ring.NewBufRing(uringGroup, buffers, size)
 		for errors.Is(err, sys.ENOMEM) && buffers/2 >= uringBuffersMin {
+			u.stats.refusals++
 			buffers /= 2
 			u.buffers, err = u.ring.NewBufRing(uringGroup, buffers, size)
 		}
 		if err != nil {
 			return nil, err
 		}
+		u.stats.buffers = buffers
+		u.stats.free.Store(int64(buffers))
+		u.stats.freeLeast.Store(int64(buffers))
 	}
 	var errno sys.Errno
 	if u.readyMemory, errno = sys.MapMemory(epollBatch * int(unsafe.Sizeof(sys.EpollEvent{}))); errno != 0 {
@@ -294,12 +356,22 @@ func (u *uringBackend) Wait(events []poller.Event, timeout time.Duration) (n int
 	mayBlock := timeout != 0
 	if u.buffers != nil {
 		u.buffers.Publish() // First, so that those who have waited longest get them.
+		if free := int64(u.buffers.Len() - u.leased); free != u.stats.free.Load() {
+			u.stats.free.Store(free)
+		}
 	}
 	u.submitLate()
 	u.rearmStarved()
 	u.armReady()
 	wait := mayBlock && !u.ready.broken && u.readyCount == 0 && !u.readyMore && !u.ring.Ready() && len(u.late) == 0
-	if wait || u.ring.Pending() > 0 || u.ring.NeedsEnter() {
+	enter := wait || u.ring.Pending() > 0
+	if !enter && u.ring.NeedsEnter() {
+		enter = true
+		if u.ring.HasTaskWork() {
+			u.stats.taskruns.Add(1)
+		}
+	}
+	if enter {
 		if u.ring.Overflowed() {
 			u.stats.overflows.Add(1)
 			u.grow = u.without&uring.ResizeRings == 0
@@ -344,6 +416,8 @@ func (u *uringBackend) enable() error {
 		return err
 	}
 	u.enabled = true
+	uses := u.ring.Used().String()
+	u.stats.uses.Store(&uses)
 	return nil
 }
 
@@ -452,6 +526,7 @@ func (u *uringBackend) Send(fd int, t poller.Token, b []byte) error {
 	err := u.submit(fd, t, kindSend, sqe)
 	if err == nil {
 		u.find(t).send = unsafe.SliceData(b)
+		u.stats.sends.Add(1)
 	}
 	return err
 }
@@ -485,7 +560,15 @@ func (u *uringBackend) submit(fd int, t poller.Token, kind int, sqe uring.SQE) e
 	sqe.UserData = userData(kind, t)
 	u.push(&sqe)
 	s.armed |= 1 << kind
+	if isMultishot(kind, &sqe) {
+		u.stats.armed.Add(1)
+	}
 	return nil
+}
+
+// isMultishot tells whether the submission of that kind goes on until something ends it.
+func isMultishot(kind int, sqe *uring.SQE) bool {
+	return kind == kindReceive || kind == kindAccept && sqe.IOPrio&uring.AcceptMultishot != 0
 }
 
 func (u *uringBackend) Cancel(t poller.Token) {
@@ -517,6 +600,17 @@ func (u *uringBackend) cancel(kind int, t poller.Token) {
 		e.Flags = uring.SkipSuccess
 	}
 	u.push(&e)
+	u.stats.cancels.Add(1)
+}
+
+// canceledNot counts a cancel that has failed.
+func (u *uringBackend) canceledNot(errno sys.Errno) {
+	switch errno {
+	case sys.ENOENT:
+		u.stats.cancelsENOENT.Add(1)
+	case sys.EALREADY:
+		u.stats.cancelsEALREADY.Add(1)
+	}
 }
 
 // cancelAgain repeats a cancel that has found nothing. The request may have been on its way from one place that the kernel
@@ -603,6 +697,7 @@ func (u *uringBackend) Disarm(t poller.Token) {
 // letGo cancels what a slot has under way, and remembers it until it has ended.
 func (u *uringBackend) letGo(s *uringSlot, fd int) {
 	u.closing[s.token] = &uringClosing{fd: fd, armed: s.armed, send: s.send}
+	u.stats.closing.Store(int64(len(u.closing)))
 	u.cancelAll(s.token, s.armed)
 }
 
@@ -621,11 +716,14 @@ func (u *uringBackend) Bytes(ev *poller.Event) []byte {
 
 func (u *uringBackend) BufferSize() int { return u.buffers.Size() }
 
-func (u *uringBackend) Recycle(ev *poller.Event) { u.buffers.Return(ev.Ready.Buffer()) }
+func (u *uringBackend) Recycle(ev *poller.Event) {
+	u.buffers.Return(ev.Ready.Buffer())
+	u.leased--
+}
 
 // reap turns completions into events.
 func (u *uringBackend) reap(events []poller.Event) int {
-	n := 0
+	n, batch := 0, 0
 	for n < len(events) {
 		got := u.ring.Reap(len(events)-n, func(c *uring.CQE) {
 			if u.complete(c, &events[n]) {
@@ -635,8 +733,26 @@ func (u *uringBackend) reap(events []poller.Event) int {
 		if got == 0 {
 			break
 		}
+		batch += got
+	}
+	if batch > 0 {
+		u.ring.NoteBatch(batch)
+		if u.leased > 0 {
+			u.noteLow()
+		}
 	}
 	return n
+}
+
+// noteLow notes how few buffers a batch has left.
+func (u *uringBackend) noteLow() {
+	free, c := u.buffers.Len()-u.leased, &u.stats
+	if free < u.buffers.Len()/4 {
+		c.low.Add(1)
+	}
+	if int64(free) < c.freeLeast.Load() {
+		c.freeLeast.Store(int64(free))
+	}
 }
 
 // complete handles one completion. It is true when it has made an event of it.
@@ -646,6 +762,7 @@ func (u *uringBackend) complete(c *uring.CQE, ev *poller.Event) bool {
 	switch kind {
 	case kindCancel:
 		if c.Res < 0 {
+			u.canceledNot(sys.Errno(-c.Res))
 			u.cancelAgain(t)
 		}
 		return false
@@ -659,6 +776,9 @@ func (u *uringBackend) complete(c *uring.CQE, ev *poller.Event) bool {
 		u.completeNow(c, t)
 		return false
 	}
+	if c.Flags&uring.CQEBuffer != 0 {
+		u.leased++
+	}
 	s := u.find(t)
 	if s == nil {
 		u.completeStale(c, kind, t)
@@ -666,6 +786,7 @@ func (u *uringBackend) complete(c *uring.CQE, ev *poller.Event) bool {
 	}
 	if c.Flags&uring.CQEMore == 0 {
 		s.armed &^= 1 << kind
+		u.noteEnd(c, kind, t)
 	}
 	switch kind {
 	case kindAccept:
@@ -676,6 +797,7 @@ func (u *uringBackend) complete(c *uring.CQE, ev *poller.Event) bool {
 		unasked := c.Res == -int32(sys.ECANCELED) && !s.cancel
 		if (c.Res >= 0 || unasked) && c.Flags&uring.CQEMore == 0 && !s.cancel {
 			u.stats.rearms.Add(1)
+			u.stats.acceptRearms.Add(1)
 			_ = u.Accept(int(s.fd), t)
 		}
 		if unasked {
@@ -736,9 +858,24 @@ func (u *uringBackend) complete(c *uring.CQE, ev *poller.Event) bool {
 	return true
 }
 
+// noteEnd counts the end of a request, if it was a multishot one.
+func (u *uringBackend) noteEnd(c *uring.CQE, kind int, t poller.Token) {
+	switch kind {
+	case kindReceive:
+	case kindAccept:
+		if u.without&uring.MultishotAccept != 0 || u.direct.accepts[t] != nil {
+			return
+		}
+	default:
+		return
+	}
+	u.stats.ends[endOf(kind, c.Res)].Add(1)
+}
+
 // giveBack returns the buffer of a completion that nobody is told of, if it has one.
 func (u *uringBackend) giveBack(c *uring.CQE) {
 	if c.Flags&uring.CQEBuffer != 0 {
+		u.leased--
 		id := uint16(c.Flags >> 16)
 		u.buffers.Take(id, 0)
 		u.buffers.Return(id)
@@ -749,6 +886,9 @@ func (u *uringBackend) giveBack(c *uring.CQE) {
 func (u *uringBackend) completeStale(c *uring.CQE, kind int, t poller.Token) {
 	u.stats.stale.Add(1)
 	u.giveBack(c)
+	if c.Flags&uring.CQEMore == 0 {
+		u.noteEnd(c, kind, t)
+	}
 	if kind == kindAccept {
 		if result, ok := u.acceptedDirect(c, t); ok {
 			if result >= 0 {
@@ -765,6 +905,7 @@ func (u *uringBackend) completeStale(c *uring.CQE, kind int, t poller.Token) {
 				sys.Close(o.fd)
 			}
 			delete(u.closing, t)
+			u.stats.closing.Store(int64(len(u.closing)))
 		}
 	}
 }
@@ -839,6 +980,7 @@ func (u *uringBackend) takeReady(events []poller.Event) int {
 	raw := u.readyEvents[:u.readyCount]
 	taken := min(len(raw), len(events))
 	n, woken := translate(raw[:taken], events)
+	u.stats.epollEvents.Add(uint64(taken))
 	u.ready.broken = u.ready.broken || woken
 	u.readyCount = copy(raw, raw[taken:])
 	return n

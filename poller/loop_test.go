@@ -91,6 +91,45 @@ func (g *stage) wait() {
 
 func tok(n int) poller.Token { return poller.Token(1<<24 | n) }
 
+// TestSpuriousWakes are those for which there is neither an event nor a post, nor a time that is over.
+func TestSpuriousWakes(t *testing.T) {
+	s := &sink{}
+	g := newStage(t, s)
+	due := make(chan struct{})
+	s.onDue = func(poller.Token) { close(due) }
+	g.run()
+	g.backend.Settle()
+	post := func(f func()) {
+		done := make(chan struct{})
+		g.loop.Post(func() { f(); close(done) })
+		<-done
+		g.backend.Settle()
+	}
+	post(func() { g.loop.Schedule(poller.Nanotime()+int64(time.Millisecond), tok(1)) })
+	<-due
+	g.backend.Settle()
+	g.backend.Inject(poller.Event{Token: tok(1)})
+	g.backend.Settle()
+	if c := g.loop.Counters(); c.SpuriousWakes != 0 || c.Timeouts < 2 || c.MailboxDepth != 0 {
+		t.Errorf("%+v", c)
+	}
+	g.backend.Break()
+	g.backend.Settle()
+	if c := g.loop.Counters(); c.SpuriousWakes != 1 {
+		t.Errorf("%+v", c)
+	}
+	post(func() {
+		g.loop.Post(func() {})
+		if c := g.loop.Counters(); c.MailboxDepth != 1 {
+			t.Errorf("%+v", c)
+		}
+	})
+	g.stop()
+	if c := g.loop.Counters(); c.SpuriousWakes != 1 || c.MailboxDepth != 0 {
+		t.Errorf("%+v", c)
+	}
+}
+
 // TestTurnOrder has everything happen at once: events come first, then posts, then timers, then the end.
 func TestTurnOrder(t *testing.T) {
 	s := &sink{}

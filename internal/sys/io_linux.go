@@ -16,6 +16,7 @@ const (
 	EAGAIN        = syscall.EAGAIN
 	EALREADY      = syscall.EALREADY
 	EBADF         = syscall.EBADF
+	EBADR         = syscall.EBADR
 	ECONNABORTED  = syscall.ECONNABORTED
 	ECONNREFUSED  = syscall.ECONNREFUSED
 	ECONNRESET    = syscall.ECONNRESET

@@ -377,7 +377,7 @@ func tryRegisteredRing(t *trial) (bool, error) {
 
 // tryRestrictions makes a ring that takes no-ops alone, and has it refuse something else.
 func tryRestrictions() (bool, error) {
-	r, errno := open(step{flags: setupDisabled}, Options{Entries: 2})
+	r, errno := open(step{flags: setupDisabled}, Options{Entries: 2}, new(uint32))
 	if errno != 0 {
 		return false, errno
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/pollux-go/pollux/cgo"
 	"github.com/pollux-go/pollux/internal/invariants"
 	"github.com/pollux-go/pollux/internal/sys"
+	"github.com/pollux-go/pollux/internal/tally"
 )
 
 // Options say how a ring is made.
@@ -56,10 +57,49 @@ type Ring struct {
 	arg *getEventsArg // in the heap, so that it stays in place during a call
 	ts  *timespec
 
-	enters atomic.Uint64
+	counts counts
 	hold   *sys.Hold // nil: a wait gives its P up
 	spin   time.Duration
 }
+
+// counts are Counts as the ring keeps them. The owner writes them, but for what is set before there is one.
+type counts struct {
+	enters, submitting, sqes       tally.Counter
+	batches                        tally.Sizes
+	interrupts, dropped            tally.Counter
+	noMemory                       tally.Counter
+	setupFlags, features, refusals uint32
+}
+
+// Counts is what a ring has done since it was made, and what it was made with.
+type Counts struct {
+	Enters           uint64 // system calls
+	EntersWithSubmit uint64 // of these, those that have submitted something
+	SQEs             uint64 // submitted
+	CQEs             uint64 // reaped
+	CQEBatches       [tally.SizesLen]uint64
+	Interrupts       uint64 // enters that a signal has ended: EINTR
+	Dropped          uint64 // enters that have told of lost completions: EBADR
+	NoMemory         uint64 // enters that the kernel had no memory for: ENOMEM
+
+	SetupRefusals uint32 // ENOMEM where rings and their buffers are made: see RLIMIT_MEMLOCK
+	SetupFlags    uint32 // IORING_SETUP_*
+	Features      uint32 // IORING_FEAT_*, of the kernel
+}
+
+// Counts may be called by anybody. The numbers are of one moment each, not all of the same.
+func (r *Ring) Counts() Counts {
+	c := &r.counts
+	return Counts{
+		Enters: c.enters.Load(), EntersWithSubmit: c.submitting.Load(), SQEs: c.sqes.Load(),
+		CQEs: c.batches.Sum(), CQEBatches: c.batches.Classes(),
+		Interrupts: c.interrupts.Load(), Dropped: c.dropped.Load(), NoMemory: c.noMemory.Load(),
+		SetupRefusals: c.refusals, SetupFlags: c.setupFlags, Features: c.features,
+	}
+}
+
+// NoteBatch counts what the owner has reaped in one go.
+func (r *Ring) NoteBatch(n int) { r.counts.batches.Note(n) }
 
 // entriesMin is as small as a ring is made when memory is short.
 const entriesMin = 64
@@ -91,20 +131,22 @@ func Open(o Options) (*Ring, error) {
 		return nil, fmt.Errorf("set up an io_uring: %v is masked off, and needed: %w", ExtArg, errors.ErrUnsupported)
 	}
 	var err error
+	refusals := uint32(0)
 	for _, s := range ladder {
 		if s.needs&o.Without != 0 {
 			continue
 		}
-		r, errno := openPatiently(s, o, o.Patience)
+		r, errno := openPatiently(s, o, o.Patience, &refusals)
 		for errno == sys.ENOMEM && o.Entries/2 >= entriesMin {
 			o.Entries, o.CQEntries = o.Entries/2, o.CQEntries/2
-			r, errno = open(s, o)
+			r, errno = open(s, o, &refusals)
 		}
 		if errno == sys.ENOMEM {
-			r, errno = openPatiently(s, o, 4*o.Patience) // It is this one or none.
+			r, errno = openPatiently(s, o, 4*o.Patience, &refusals) // It is this one or none.
 		}
 		switch errno {
 		case 0:
+			r.counts.refusals = refusals
 			return r, nil
 		case sys.EINVAL:
 			err = fmt.Errorf("set up an io_uring, step %s: %w", s.name, errno)
@@ -118,15 +160,21 @@ func Open(o Options) (*Ring, error) {
 	return nil, err
 }
 
-func openPatiently(s step, o Options, patience time.Duration) (r *Ring, errno sys.Errno) {
-	for r, errno = open(s, o); errno == sys.ENOMEM && patience > 0; patience -= patienceStep {
+func openPatiently(s step, o Options, patience time.Duration, refusals *uint32) (r *Ring, errno sys.Errno) {
+	for r, errno = open(s, o, refusals); errno == sys.ENOMEM && patience > 0; patience -= patienceStep {
 		time.Sleep(patienceStep)
-		r, errno = open(s, o)
+		r, errno = open(s, o, refusals)
 	}
 	return r, errno
 }
 
-func open(s step, o Options) (_ *Ring, errno sys.Errno) {
+// open counts an ENOMEM among the refusals.
+func open(s step, o Options, refusals *uint32) (_ *Ring, errno sys.Errno) {
+	defer func() {
+		if errno == sys.ENOMEM {
+			*refusals++
+		}
+	}()
 	r := &Ring{step: s.name, used: s.needs, arg: new(getEventsArg), ts: new(timespec)}
 	r.params.Flags = s.flags
 	r.params.CQEntries = o.CQEntries
@@ -145,6 +193,7 @@ func open(s step, o Options) (_ *Ring, errno sys.Errno) {
 	if errno := r.mmap(); errno != 0 {
 		return nil, errno
 	}
+	r.counts.setupFlags, r.counts.features = r.params.Flags, r.params.Features
 	return r, 0
 }
 
@@ -322,7 +371,7 @@ func (r *Ring) spinMost(timeout time.Duration) time.Duration {
 }
 
 // Enters returns how many io_uring_enter calls were made.
-func (r *Ring) Enters() uint64 { return r.enters.Load() }
+func (r *Ring) Enters() uint64 { return r.counts.enters.Load() }
 
 // Next returns a zeroed entry, which goes out with the next Enter; nil when the queue is full, so that an Enter must come
 // first.
@@ -361,20 +410,34 @@ func (r *Ring) Enter(wait bool, timeout time.Duration) sys.Errno {
 			arg, size = unsafe.Pointer(r.arg), unsafe.Sizeof(*r.arg)
 		}
 	}
-	r.enters.Add(1)
+	r.counts.enters.Add(1)
+	pending := r.Pending()
 	var errno sys.Errno
 	switch {
 	case !wait || r.spin == 0:
-		_, errno = sys.UringEnter(r.enterFD, r.Pending(), count, flags, arg, size, r.hold)
+		_, errno = sys.UringEnter(r.enterFD, pending, count, flags, arg, size, r.hold)
 	case r.hold != nil:
-		errno = cgo.RingPolls(r.enterFD, r.Pending(), flags, arg, size, r.cqTail, r.head, r.sqFlags, r.spinMost(timeout), r.hold)
+		errno = cgo.RingPolls(r.enterFD, pending, flags, arg, size, r.cqTail, r.head, r.sqFlags, r.spinMost(timeout), r.hold)
 	default:
-		errno = cgo.RingWait(r.enterFD, r.Pending(), flags, arg, size, r.cqTail, r.head, r.sqFlags, r.spinMost(timeout))
+		errno = cgo.RingWait(r.enterFD, pending, flags, arg, size, r.cqTail, r.head, r.sqFlags, r.spinMost(timeout))
+	}
+	if pending != 0 {
+		if took := pending - r.Pending(); took != 0 {
+			r.counts.submitting.Add(1)
+			r.counts.sqes.Add(uint64(took))
+		}
 	}
 	switch errno {
-	case 0, sys.EINTR, sys.ETIME, sys.EAGAIN, sys.EBUSY:
+	case 0, sys.ETIME, sys.EAGAIN, sys.EBUSY:
 		// EBUSY and EAGAIN: completions must be taken first, which the caller does next. What was not submitted stays.
 		return 0
+	case sys.EINTR:
+		r.counts.interrupts.Add(1)
+		return 0
+	case sys.EBADR:
+		r.counts.dropped.Add(1)
+	case sys.ENOMEM:
+		r.counts.noMemory.Add(1)
 	}
 	return errno
 }
@@ -401,6 +464,9 @@ func (r *Ring) Ready() bool { return atomic.LoadUint32(r.cqTail) != r.head }
 
 // NeedsEnter tells whether completions wait that only an Enter makes visible: deferred work, or an overflow.
 func (r *Ring) NeedsEnter() bool { return atomic.LoadUint32(r.sqFlags)&(sqTaskrun|sqOverflow) != 0 }
+
+// HasTaskWork tells whether deferred work waits, of which an Enter makes completions.
+func (r *Ring) HasTaskWork() bool { return atomic.LoadUint32(r.sqFlags)&sqTaskrun != 0 }
 
 // Overflowed tells whether completions wait because the queue was full.
 func (r *Ring) Overflowed() bool { return atomic.LoadUint32(r.sqFlags)&sqOverflow != 0 }
