@@ -2,6 +2,7 @@ package pollux
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -410,6 +411,64 @@ func TestWaits(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestSpinKeepsTimeouts has loops that spin for longer than they may wait: the spin is a part of the wait. An idle timeout is over
+// in time, and until then the loop does not sleep, nor at the ends of hot waits, which are short.
+func TestSpinKeepsTimeouts(t *testing.T) {
+	if _, err := os.Stat("/proc/self/schedstat"); err != nil {
+		t.Skip("a kernel without CONFIG_SCHED_INFO: ", err)
+	}
+	const idle, tries = 100 * time.Millisecond, 20
+	for name, hot := range map[string]time.Duration{"cold": HotNever, "hot": HotAlways} {
+		t.Run(name, func(t *testing.T) {
+			eachBackend(t, func(t *testing.T, config Config) {
+				testutil.CheckLeaks(t)
+				config.Loops, config.Hot, config.Spin, config.Dispatch = 1, hot, time.Second, DispatchInline
+				e := newEngine(t, config)
+				type instant struct {
+					time  time.Time
+					awake time.Duration
+				}
+				mark := func() instant { return instant{time.Now(), awake(t, int(e.loops[0].thread.Load()))} }
+				opened, closed := make(chan instant, 1), make(chan instant, 1)
+				s, _ := bind(t, e, "tcp", funcs{
+					open:  func(c *Conn) error { opened <- mark(); return c.SetIdleTimeout(idle) },
+					close: func(*Conn, error) { closed <- mark() },
+				})
+				for try := 1; ; try++ {
+					c := dial(t, s.Addrs()[0])
+					begin, end := receive(t, "the connection", opened), receive(t, "its end", closed)
+					c.Close()
+					passed := end.time.Sub(begin.time)
+					if passed < idle {
+						t.Fatalf("closed after %v, and it may be idle for %v", passed, idle)
+					}
+					// Whatever else runs on the machine makes it longer; hardly each time. The kernel's numbers are some milliseconds old.
+					slept := passed - (end.awake - begin.awake)
+					if passed < idle*3/2 && slept < idle/4 {
+						break
+					}
+					if try == tries {
+						t.Fatalf("closed after %v, of which the loop has slept for %v, and not better before; it may be idle for %v", passed, slept, idle)
+					}
+				}
+			})
+		})
+	}
+}
+
+// awake returns for how long a thread has run, or waited for a CPU to run on.
+func awake(t *testing.T, tid int) time.Duration {
+	b, err := os.ReadFile("/proc/self/task/" + itoa(tid) + "/schedstat")
+	var run, queued time.Duration
+	if err == nil {
+		_, err = fmt.Sscan(string(b), &run, &queued)
+	}
+	if err != nil {
+		t.Errorf("schedstat of thread %d: %q, %v", tid, b, err)
+	}
+	return run + queued
 }
 
 // TestLongTurnHasBreaks has each event of a long turn send to a goroutine, which has no other P than the loop's: it runs before the

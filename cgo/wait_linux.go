@@ -37,16 +37,35 @@ const (
 	sqTaskrun    = 1 << 2
 )
 
+// Timespec is the kernel's struct __kernel_timespec, on every architecture.
+type Timespec struct{ Sec, Nsec int64 }
+
+// Set makes t a duration, which must not be below 0.
+func (t *Timespec) Set(d time.Duration) {
+	*t = Timespec{int64(d / time.Second), int64(d % time.Second)}
+}
+
+func (t *Timespec) duration() time.Duration {
+	return time.Duration(t.Sec)*time.Second + time.Duration(t.Nsec)
+}
+
+var _ [16]byte = [unsafe.Sizeof(Timespec{})]byte{} // The kernel's ABI fixes the size.
+
 // RingPolls is [RingWait] in Go: its spin holds the P, and so does its sleep with hold.
 //
-// SAFETY: arg is alive and in place during the call.
-func RingPolls(fd int, n, enter uint32, arg unsafe.Pointer, size uintptr, tail *uint32, head uint32, flags *uint32, spin time.Duration, hold *sys.Hold) sys.Errno {
+// SAFETY: arg and what it points to, ts among it, are alive and in place during the call.
+func RingPolls(fd int, n, enter uint32, arg unsafe.Pointer, size uintptr, ts *Timespec, tail *uint32, head uint32, flags *uint32, spin time.Duration, hold *sys.Hold) sys.Errno {
 	if n > 0 {
 		done, errno := sys.UringEnter(fd, n, 0, enter&^enterExtArg, nil, 0, nil)
 		if errno != 0 {
 			return errno
 		}
 		n -= min(n, uint32(done))
+	}
+	var timeout, passed time.Duration
+	if ts != nil {
+		timeout = ts.duration()
+		spin = min(spin, timeout)
 	}
 	for start := time.Now(); ; {
 		for range lookRound {
@@ -61,9 +80,12 @@ func RingPolls(fd int, n, enter uint32, arg unsafe.Pointer, size uintptr, tail *
 				}
 			}
 		}
-		if time.Since(start) >= spin {
+		if passed = time.Since(start); passed >= spin {
 			break
 		}
+	}
+	if ts != nil {
+		ts.Set(max(0, timeout-passed))
 	}
 	_, errno := sys.UringEnter(fd, n, 1, enter, arg, size, hold)
 	return errno

@@ -60,8 +60,6 @@ type getEventsArg struct {
 	ts          uint64
 }
 
-type timespec struct{ sec, nsec int64 }
-
 type resourceUpdate struct {
 	offset uint32
 	_      uint32
@@ -111,7 +109,6 @@ var (
 	_ [16]byte  = [unsafe.Sizeof(bufEntry{})]byte{}
 	_ [40]byte  = [unsafe.Sizeof(bufRegister{})]byte{}
 	_ [24]byte  = [unsafe.Sizeof(getEventsArg{})]byte{}
-	_ [16]byte  = [unsafe.Sizeof(timespec{})]byte{}
 	_ [16]byte  = [unsafe.Sizeof(resourceUpdate{})]byte{}
 	_ [16]byte  = [unsafe.Sizeof(restriction{})]byte{}
 	_ [32]byte  = [unsafe.Sizeof(resourceRegister{})]byte{}

@@ -55,7 +55,7 @@ type Ring struct {
 	head   uint32
 
 	arg *getEventsArg // in the heap, so that it stays in place during a call
-	ts  *timespec
+	ts  *cgo.Timespec
 
 	counts counts
 	hold   *sys.Hold // nil: a wait gives its P up
@@ -175,7 +175,7 @@ func open(s step, o Options, refusals *uint32) (_ *Ring, errno sys.Errno) {
 			*refusals++
 		}
 	}()
-	r := &Ring{step: s.name, used: s.needs, arg: new(getEventsArg), ts: new(timespec)}
+	r := &Ring{step: s.name, used: s.needs, arg: new(getEventsArg), ts: new(cgo.Timespec)}
 	r.params.Flags = s.flags
 	r.params.CQEntries = o.CQEntries
 	if r.fd, errno = sys.UringSetup(o.Entries, &r.params); errno != 0 {
@@ -362,14 +362,6 @@ func (r *Ring) Hold(h *sys.Hold) { r.hold = h }
 // Spin says for how long an Enter that waits looks at the ring before it sleeps.
 func (r *Ring) Spin(d time.Duration) { r.spin = d }
 
-// spinMost is how long a wait with a timeout spins.
-func (r *Ring) spinMost(timeout time.Duration) time.Duration {
-	if timeout >= 0 {
-		return min(r.spin, timeout)
-	}
-	return r.spin
-}
-
 // Enters returns how many io_uring_enter calls were made.
 func (r *Ring) Enters() uint64 { return r.counts.enters.Load() }
 
@@ -399,12 +391,13 @@ func (r *Ring) Enter(wait bool, timeout time.Duration) sys.Errno {
 	atomic.StoreUint32(r.sqTail, r.tail)
 	flags := r.flags | enterGetEvents
 	count := uint32(0)
-	arg, size := unsafe.Pointer(nil), uintptr(0)
+	arg, size, ts := unsafe.Pointer(nil), uintptr(0), (*cgo.Timespec)(nil)
 	if wait {
 		count = 1
 		if timeout >= 0 {
-			*r.ts = timespec{int64(timeout / time.Second), int64(timeout % time.Second)}
-			*r.arg = getEventsArg{ts: uint64(uintptr(unsafe.Pointer(r.ts)))}
+			ts = r.ts
+			ts.Set(timeout)
+			*r.arg = getEventsArg{ts: uint64(uintptr(unsafe.Pointer(ts)))}
 			flags |= enterExtArg
 			// SAFETY: both lie in the heap, which does not move, and r keeps them alive.
 			arg, size = unsafe.Pointer(r.arg), unsafe.Sizeof(*r.arg)
@@ -417,9 +410,9 @@ func (r *Ring) Enter(wait bool, timeout time.Duration) sys.Errno {
 	case !wait || r.spin == 0:
 		_, errno = sys.UringEnter(r.enterFD, pending, count, flags, arg, size, r.hold)
 	case r.hold != nil:
-		errno = cgo.RingPolls(r.enterFD, pending, flags, arg, size, r.cqTail, r.head, r.sqFlags, r.spinMost(timeout), r.hold)
+		errno = cgo.RingPolls(r.enterFD, pending, flags, arg, size, ts, r.cqTail, r.head, r.sqFlags, r.spin, r.hold)
 	default:
-		errno = cgo.RingWait(r.enterFD, pending, flags, arg, size, r.cqTail, r.head, r.sqFlags, r.spinMost(timeout))
+		errno = cgo.RingWait(r.enterFD, pending, flags, arg, size, ts, r.cqTail, r.head, r.sqFlags, r.spin)
 	}
 	if pending != 0 {
 		if took := pending - r.Pending(); took != 0 {
