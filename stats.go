@@ -58,7 +58,7 @@ type LoopStats struct {
 // /proc/self/task, which take a walk through a directory to count. How many buffers the kernel itself has left is told by a system
 // call that the ring's thread alone may make, IORING_REGISTER_PBUF_STATUS; BuffersFree is what the loop knows without it.
 type UringStats struct {
-	Enters           uint64 // system calls
+	Enters           uint64 // system calls that submit and wait
 	EntersWithSubmit uint64 // of these, those that have submitted something
 	SQEs             uint64 // submitted
 	CQEs             uint64 // taken from the queue

@@ -3,6 +3,7 @@ package cgo_test // internal/uring, whose entries these tests submit, imports cg
 import (
 	"os"
 	"runtime"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -27,6 +28,7 @@ type ring struct {
 	sqes      []uring.SQE
 	cqes      []uring.CQE
 	head      uint32
+	calls     uint32 // of the last wait
 	arg       *ringArg
 	ts        *cgo.Timespec
 }
@@ -57,14 +59,14 @@ var ringSetups = map[string]uint32{
 }
 
 // ringWaits are the ways to wait for completions. Without cgo, cold and twin are the same.
-var ringWaits = map[string]func(r *ring, n, enter uint32, arg unsafe.Pointer, size uintptr, ts *cgo.Timespec, spin time.Duration) sys.Errno{
-	"cold": func(r *ring, n, enter uint32, arg unsafe.Pointer, size uintptr, ts *cgo.Timespec, spin time.Duration) sys.Errno {
+var ringWaits = map[string]func(r *ring, n, enter uint32, arg unsafe.Pointer, size uintptr, ts *cgo.Timespec, spin time.Duration) (uint32, sys.Errno){
+	"cold": func(r *ring, n, enter uint32, arg unsafe.Pointer, size uintptr, ts *cgo.Timespec, spin time.Duration) (uint32, sys.Errno) {
 		return cgo.RingWait(r.fd, n, enter, arg, size, ts, r.cqTail, r.head, r.sqFlags, spin)
 	},
-	"twin": func(r *ring, n, enter uint32, arg unsafe.Pointer, size uintptr, ts *cgo.Timespec, spin time.Duration) sys.Errno {
+	"twin": func(r *ring, n, enter uint32, arg unsafe.Pointer, size uintptr, ts *cgo.Timespec, spin time.Duration) (uint32, sys.Errno) {
 		return cgo.RingPolls(r.fd, n, enter, arg, size, ts, r.cqTail, r.head, r.sqFlags, spin, nil)
 	},
-	"hot": func(r *ring, n, enter uint32, arg unsafe.Pointer, size uintptr, ts *cgo.Timespec, spin time.Duration) sys.Errno {
+	"hot": func(r *ring, n, enter uint32, arg unsafe.Pointer, size uintptr, ts *cgo.Timespec, spin time.Duration) (uint32, sys.Errno) {
 		return cgo.RingPolls(r.fd, n, enter, arg, size, ts, r.cqTail, r.head, r.sqFlags, spin, new(sys.Hold))
 	},
 }
@@ -78,13 +80,15 @@ func eachRingWait(t *testing.T, f func(t *testing.T, r *ring, wait func(n uint32
 				runtime.LockOSThread()
 				defer runtime.UnlockOSThread()
 				r := newRing(t, flags)
-				f(t, r, func(n uint32, timeout, spin time.Duration) sys.Errno {
+				f(t, r, func(n uint32, timeout, spin time.Duration) (errno sys.Errno) {
 					if timeout < 0 {
-						return wait(r, n, getEvents, nil, 0, nil, spin)
+						r.calls, errno = wait(r, n, getEvents, nil, 0, nil, spin)
+						return errno
 					}
 					r.ts.Set(timeout)
 					r.arg.ts = uint64(uintptr(unsafe.Pointer(r.ts)))
-					return wait(r, n, getEvents|extArg, unsafe.Pointer(r.arg), unsafe.Sizeof(*r.arg), r.ts, spin)
+					r.calls, errno = wait(r, n, getEvents|extArg, unsafe.Pointer(r.arg), unsafe.Sizeof(*r.arg), r.ts, spin)
+					return errno
 				})
 			})
 		}
@@ -132,10 +136,17 @@ func newRing(t *testing.T, flags uint32) *ring {
 	return r
 }
 
+// nop has the next wait submit one entry more, which completes at once.
+func (r *ring) nop() { r.push(uring.SQE{Opcode: uring.OpNop}) }
+
 // poll has the next wait, which is to be told of one entry, ask for the near end to become readable.
 func (r *ring) poll(data uint64) {
+	r.push(uring.SQE{Opcode: uring.OpPollAdd, FD: int32(r.near), OpFlags: unix.POLLIN, UserData: data})
+}
+
+func (r *ring) push(sqe uring.SQE) {
 	tail := atomic.LoadUint32(r.sqTail)
-	r.sqes[tail%uint32(len(r.sqes))] = uring.SQE{Opcode: uring.OpPollAdd, FD: int32(r.near), OpFlags: unix.POLLIN, UserData: data}
+	r.sqes[tail%uint32(len(r.sqes))] = sqe
 	atomic.StoreUint32(r.sqTail, tail+1)
 }
 
@@ -289,6 +300,46 @@ func TestRingWaitSignals(t *testing.T) {
 	})
 }
 
+// TestRingWaitCalls counts how often a wait enters the kernel: to submit, for completions that are deferred, and to sleep.
+func TestRingWaitCalls(t *testing.T) {
+	eachRingWait(t, func(t *testing.T, r *ring, wait func(n uint32, timeout, spin time.Duration) sys.Errno) {
+		seen := uint32(0)
+		testutil.InjectFaults(t, func(op sys.Op, _ int) sys.Fault {
+			if op == sys.OpUringEnter {
+				seen++
+			}
+			return sys.Fault{}
+		})
+		inGo := !cgo.Spins || !strings.HasSuffix(t.Name(), "/cold")
+		check := func(what string, least, most uint32, f func()) {
+			t.Helper()
+			seen = 0
+			f()
+			if r.calls < least || r.calls > most || inGo && r.calls != seen {
+				t.Errorf("%s: %d calls, %d of them seen, and it must be %d to %d", what, r.calls, seen, least, most)
+			}
+		}
+		check("nothing there", 1, 1, func() { wait(0, time.Millisecond, time.Microsecond) })
+		check("submits what completes", 1, 2, func() { // The second one for a completion that is deferred.
+			r.nop()
+			wait(1, testutil.Patience, time.Minute)
+		})
+		check("something there", 0, 0, func() { wait(0, testutil.Patience, time.Minute) })
+		if _, ok := r.take(); !ok {
+			t.Error("no completion")
+		}
+		check("submits and sleeps", 2, 2, func() {
+			r.poll(1)
+			wait(1, time.Millisecond, time.Microsecond)
+		})
+		sys.Write(r.far, []byte{1})
+		check("finds what has come since", 0, 1, func() { wait(0, testutil.Patience, time.Minute) })
+		if _, ok := r.take(); !ok {
+			t.Error("no completion")
+		}
+	})
+}
+
 // TestRingWaitFaults has the calls fail, as the kernel's own may.
 func TestRingWaitFaults(t *testing.T) {
 	eachRingWait(t, func(t *testing.T, r *ring, wait func(n uint32, timeout, spin time.Duration) sys.Errno) {
@@ -296,8 +347,8 @@ func TestRingWaitFaults(t *testing.T) {
 			restore := sys.Inject(func(sys.Op, int) sys.Fault { return sys.Fault{Errno: errno} })
 			got := wait(0, time.Millisecond, time.Microsecond)
 			restore()
-			if got != errno {
-				t.Errorf("injected %v: %v", errno, got)
+			if got != errno || r.calls != 1 {
+				t.Errorf("injected %v: %v, %d calls", errno, got, r.calls)
 			}
 		}
 		r.fd = -1

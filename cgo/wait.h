@@ -11,8 +11,12 @@ enum { POLLUX_EPOLL_EVENT_SIZE = sizeof(struct epoll_event) };
 // Returns the number of events, or -errno.
 int pollux_epoll_spin(int epfd, uintptr_t events, int max, int64_t spin, int64_t timeout);
 
-// Returns 0, or an errno.
-int pollux_ring_spin(int fd, uint32_t submit, uint32_t flags, uintptr_t arg, size_t size, uintptr_t ts, uintptr_t tail,
-                     uint32_t head, uintptr_t sq_flags, int64_t spin);
+struct pollux_entered {
+	int32_t error;  // 0, or an errno
+	uint32_t calls; // of io_uring_enter
+};
+
+struct pollux_entered pollux_ring_spin(int fd, uint32_t submit, uint32_t flags, uintptr_t arg, size_t size, uintptr_t ts,
+                                       uintptr_t tail, uint32_t head, uintptr_t sq_flags, int64_t spin);
 
 #endif

@@ -51,15 +51,15 @@ func EpollWait(epfd int, events []sys.EpollEvent, spin, timeout time.Duration) (
 // RingWait submits n entries of an io_uring and waits for a completion: it looks at the ring's memory for at most spin, at no
 // system call, and then sleeps as [sys.UringEnter] does; all in one call, during which the P serves others. ts is the timeout
 // that arg points to, if there is one; it holds for both together, and what the spin has used is taken from it. tail and flags
-// are in the ring's mapped memory, head is what was reaped. EINTR is returned.
+// are in the ring's mapped memory, head is what was reaped. It returns how often it has entered the kernel, and EINTR too.
 //
 // SAFETY: arg and what it points to, ts among it, are alive and in place during the call.
-func RingWait(fd int, n, enter uint32, arg unsafe.Pointer, size uintptr, ts *Timespec, tail *uint32, head uint32, flags *uint32, spin time.Duration) sys.Errno {
+func RingWait(fd int, n, enter uint32, arg unsafe.Pointer, size uintptr, ts *Timespec, tail *uint32, head uint32, flags *uint32, spin time.Duration) (calls uint32, errno sys.Errno) {
 	if errno := sys.Injected(sys.OpUringEnter, fd); errno != 0 {
-		return errno
+		return 1, errno
 	}
-	errno := C.pollux_ring_spin(C.int(fd), C.uint32_t(n), C.uint32_t(enter), C.uintptr_t(uintptr(arg)), C.size_t(size),
+	e := C.pollux_ring_spin(C.int(fd), C.uint32_t(n), C.uint32_t(enter), C.uintptr_t(uintptr(arg)), C.size_t(size),
 		C.uintptr_t(uintptr(unsafe.Pointer(ts))), C.uintptr_t(uintptr(unsafe.Pointer(tail))), C.uint32_t(head), C.uintptr_t(uintptr(unsafe.Pointer(flags))),
 		C.int64_t(spin))
-	return sys.Errno(errno)
+	return uint32(e.calls), sys.Errno(e.error)
 }

@@ -68,15 +68,19 @@ int pollux_epoll_spin(int epfd, uintptr_t events, int max, int64_t spin, int64_t
 	return n < 0 ? -errno : (int)n;
 }
 
-int pollux_ring_spin(int fd, uint32_t submit, uint32_t flags, uintptr_t arg, size_t size, uintptr_t ts, uintptr_t tail,
-                     uint32_t head, uintptr_t sq_flags, int64_t spin) {
+struct pollux_entered pollux_ring_spin(int fd, uint32_t submit, uint32_t flags, uintptr_t arg, size_t size, uintptr_t ts,
+                                       uintptr_t tail, uint32_t head, uintptr_t sq_flags, int64_t spin) {
+	struct pollux_entered e = {0, 0};
 	struct timespec64 *limit = (struct timespec64 *)ts; // The kernel reads it through arg.
 	const uint32_t *cq_tail = (const uint32_t *)tail, *state = (const uint32_t *)sq_flags;
 	const uint32_t base = flags & ~(uint32_t)ENTER_EXT_ARG; // of an enter that does not wait
 	if (submit > 0) {
+		e.calls++;
 		long n = syscall(SYS_io_uring_enter, fd, submit, 0, base, NULL, 0);
-		if (n < 0)
-			return errno;
+		if (n < 0) {
+			e.error = errno;
+			return e;
+		}
 		submit = (uint32_t)n < submit ? submit - (uint32_t)n : 0;
 	}
 	int64_t timeout = limit ? limit->sec * 1000000000 + limit->nsec : 0;
@@ -86,13 +90,16 @@ int pollux_ring_spin(int fd, uint32_t submit, uint32_t flags, uintptr_t arg, siz
 	for (unsigned looks = 1;; looks++) {
 		// The kernel publishes a completion by its tail.
 		if (__atomic_load_n(cq_tail, __ATOMIC_ACQUIRE) != head)
-			return 0;
+			return e;
 		// Deferred work makes completions only when its owner enters.
 		if (__atomic_load_n(state, __ATOMIC_RELAXED) & (SQ_TASKRUN | SQ_CQ_OVERFLOW)) {
-			if (syscall(SYS_io_uring_enter, fd, 0, 0, base, NULL, 0) < 0)
-				return errno;
+			e.calls++;
+			if (syscall(SYS_io_uring_enter, fd, 0, 0, base, NULL, 0) < 0) {
+				e.error = errno;
+				return e;
+			}
 			if (__atomic_load_n(cq_tail, __ATOMIC_ACQUIRE) != head)
-				return 0;
+				return e;
 		}
 		relax();
 		if (looks % LOOK_ROUND == 0 && (passed = now() - start) >= spin)
@@ -102,5 +109,8 @@ int pollux_ring_spin(int fd, uint32_t submit, uint32_t flags, uintptr_t arg, siz
 		int64_t left = timeout > passed ? timeout - passed : 0;
 		*limit = (struct timespec64){left / 1000000000, left % 1000000000};
 	}
-	return syscall(SYS_io_uring_enter, fd, submit, 1, flags, arg, size) < 0 ? errno : 0;
+	e.calls++;
+	if (syscall(SYS_io_uring_enter, fd, submit, 1, flags, arg, size) < 0)
+		e.error = errno;
+	return e;
 }

@@ -54,11 +54,12 @@ var _ [16]byte = [unsafe.Sizeof(Timespec{})]byte{} // The kernel's ABI fixes the
 // RingPolls is [RingWait] in Go: its spin holds the P, and so does its sleep with hold.
 //
 // SAFETY: arg and what it points to, ts among it, are alive and in place during the call.
-func RingPolls(fd int, n, enter uint32, arg unsafe.Pointer, size uintptr, ts *Timespec, tail *uint32, head uint32, flags *uint32, spin time.Duration, hold *sys.Hold) sys.Errno {
+func RingPolls(fd int, n, enter uint32, arg unsafe.Pointer, size uintptr, ts *Timespec, tail *uint32, head uint32, flags *uint32, spin time.Duration, hold *sys.Hold) (calls uint32, errno sys.Errno) {
 	if n > 0 {
+		calls++
 		done, errno := sys.UringEnter(fd, n, 0, enter&^enterExtArg, nil, 0, nil)
 		if errno != 0 {
-			return errno
+			return calls, errno
 		}
 		n -= min(n, uint32(done))
 	}
@@ -71,12 +72,13 @@ func RingPolls(fd int, n, enter uint32, arg unsafe.Pointer, size uintptr, ts *Ti
 		for range lookRound {
 			// The kernel publishes a completion by its tail.
 			if atomic.LoadUint32(tail) != head {
-				return 0
+				return calls, 0
 			}
 			// Deferred work makes completions only when its owner enters.
 			if atomic.LoadUint32(flags)&(sqTaskrun|sqCQOverflow) != 0 {
+				calls++
 				if _, errno := sys.UringEnter(fd, 0, 0, enter&^enterExtArg, nil, 0, nil); errno != 0 {
-					return errno
+					return calls, errno
 				}
 			}
 		}
@@ -87,6 +89,6 @@ func RingPolls(fd int, n, enter uint32, arg unsafe.Pointer, size uintptr, ts *Ti
 	if ts != nil {
 		ts.Set(max(0, timeout-passed))
 	}
-	_, errno := sys.UringEnter(fd, n, 1, enter, arg, size, hold)
-	return errno
+	_, errno = sys.UringEnter(fd, n, 1, enter, arg, size, hold)
+	return calls + 1, errno
 }

@@ -33,9 +33,9 @@ func EpollWait(epfd int, events []sys.EpollEvent, spin, timeout time.Duration) (
 // RingWait submits n entries of an io_uring and waits for a completion: it looks at the ring's memory for at most spin, at no
 // system call, and then sleeps as [sys.UringEnter] does. The P serves others only during the sleep. ts is the timeout that
 // arg points to, if there is one; it holds for both together, and what the spin has used is taken from it. tail and flags are
-// in the ring's mapped memory, head is what was reaped. EINTR is returned.
+// in the ring's mapped memory, head is what was reaped. It returns how often it has entered the kernel, and EINTR too.
 //
 // SAFETY: arg and what it points to, ts among it, are alive and in place during the call.
-func RingWait(fd int, n, enter uint32, arg unsafe.Pointer, size uintptr, ts *Timespec, tail *uint32, head uint32, flags *uint32, spin time.Duration) sys.Errno {
+func RingWait(fd int, n, enter uint32, arg unsafe.Pointer, size uintptr, ts *Timespec, tail *uint32, head uint32, flags *uint32, spin time.Duration) (calls uint32, errno sys.Errno) {
 	return RingPolls(fd, n, enter, arg, size, ts, tail, head, flags, spin, nil)
 }

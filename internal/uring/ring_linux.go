@@ -362,7 +362,7 @@ func (r *Ring) Hold(h *sys.Hold) { r.hold = h }
 // Spin says for how long an Enter that waits looks at the ring before it sleeps.
 func (r *Ring) Spin(d time.Duration) { r.spin = d }
 
-// Enters returns how many io_uring_enter calls were made.
+// Enters returns how many io_uring_enter calls have been made and are over.
 func (r *Ring) Enters() uint64 { return r.counts.enters.Load() }
 
 // Next returns a zeroed entry, which goes out with the next Enter; nil when the queue is full, so that an Enter must come
@@ -403,17 +403,17 @@ func (r *Ring) Enter(wait bool, timeout time.Duration) sys.Errno {
 			arg, size = unsafe.Pointer(r.arg), unsafe.Sizeof(*r.arg)
 		}
 	}
-	r.counts.enters.Add(1)
-	pending := r.Pending()
+	calls, pending := uint32(1), r.Pending()
 	var errno sys.Errno
 	switch {
 	case !wait || r.spin == 0:
 		_, errno = sys.UringEnter(r.enterFD, pending, count, flags, arg, size, r.hold)
 	case r.hold != nil:
-		errno = cgo.RingPolls(r.enterFD, pending, flags, arg, size, ts, r.cqTail, r.head, r.sqFlags, r.spin, r.hold)
+		calls, errno = cgo.RingPolls(r.enterFD, pending, flags, arg, size, ts, r.cqTail, r.head, r.sqFlags, r.spin, r.hold)
 	default:
-		errno = cgo.RingWait(r.enterFD, pending, flags, arg, size, ts, r.cqTail, r.head, r.sqFlags, r.spin)
+		calls, errno = cgo.RingWait(r.enterFD, pending, flags, arg, size, ts, r.cqTail, r.head, r.sqFlags, r.spin)
 	}
+	r.counts.enters.Add(uint64(calls))
 	if pending != 0 {
 		if took := pending - r.Pending(); took != 0 {
 			r.counts.submitting.Add(1)

@@ -124,6 +124,41 @@ func TestTimeout(t *testing.T) {
 	})
 }
 
+// TestEnters has waits enter the kernel twice, once and not at all.
+func TestEnters(t *testing.T) {
+	for name, hold := range map[string]*sys.Hold{"cold": nil, "hot": new(sys.Hold)} {
+		t.Run(name, func(t *testing.T) {
+			onThread(t, Options{Entries: 8, CQEntries: 16}, func(r *Ring) {
+				r.Hold(hold)
+				r.Spin(time.Microsecond)
+				pair, errno := sys.Socketpair()
+				if errno != 0 {
+					t.Error(errno)
+					return
+				}
+				defer sys.Close(pair[0])
+				defer sys.Close(pair[1])
+				enter := func(what string, wait bool, calls uint64) {
+					before := r.Enters()
+					if errno := r.Enter(wait, time.Millisecond); errno != 0 {
+						t.Error(what, errno)
+					}
+					if n := r.Enters() - before; n != calls {
+						t.Errorf("%s: %d enters, want %d", what, n, calls)
+					}
+				}
+				enter("nothing there", true, 1)
+				sqe := r.Next()
+				sqe.Opcode, sqe.FD = OpRecv, int32(pair[0])
+				enter("submits and sleeps", true, 2)
+				r.Next().Opcode = OpNop
+				enter("does not wait", false, 1)
+				enter("something there", true, 0)
+			})
+		})
+	}
+}
+
 func TestMultishotReceive(t *testing.T) {
 	if err := Probe(MultishotRecv); errors.Is(err, errors.ErrUnsupported) {
 		t.Skip(err)
