@@ -47,13 +47,18 @@ const (
 // keepsP tells whether loops keep their Ps while they wait, lately after an event or always.
 func (c *Config) keepsP() bool { return c.Hot > 0 && c.Procs != ProcsKeep }
 
+var ( // Tests change them.
+	spinCPUs  = func() int { return len(host.Affinity()) }
+	spinQuota = func() float64 { return host.CPUQuota().CPUs }
+)
+
 // spinBudget says for how long the loops spin, and whether they find out if it pays. On one or two CPUs a spin takes the
 // time from those who are to send the events, and under a quota from the loops themselves.
 func (c *Config) spinBudget() (budget time.Duration, adaptive bool) {
 	switch {
 	case c.Spin != SpinAuto:
 		return max(0, c.Spin), false
-	case len(host.Affinity()) <= 2 || host.CPUQuota().CPUs != 0:
+	case spinCPUs() <= 2 || spinQuota() != 0:
 		return 0, false
 	}
 	return spinMoment, true
