@@ -6,7 +6,21 @@
 #include <stdint.h>
 #include <sys/epoll.h>
 
-enum { POLLUX_EPOLL_EVENT_SIZE = sizeof(struct epoll_event) };
+// The kernel's struct __kernel_timespec, on every architecture.
+struct timespec64 {
+	int64_t sec, nsec;
+};
+
+// What Go has declared too: it compares.
+enum {
+	POLLUX_EPOLL_EVENT_SIZE = sizeof(struct epoll_event),
+	POLLUX_EPOLL_EVENT_EVENTS = offsetof(struct epoll_event, events),
+	POLLUX_EPOLL_EVENT_DATA = offsetof(struct epoll_event, data),
+	POLLUX_EPOLL_EVENT_DATA_SIZE = sizeof(((struct epoll_event *)0)->data),
+	POLLUX_TIMESPEC_SIZE = sizeof(struct timespec64),
+	POLLUX_TIMESPEC_SEC = offsetof(struct timespec64, sec),
+	POLLUX_TIMESPEC_NSEC = offsetof(struct timespec64, nsec),
+};
 
 // Returns the number of events, or -errno.
 int pollux_epoll_spin(int epfd, uintptr_t events, int max, int64_t spin, int64_t timeout);

@@ -22,8 +22,18 @@ import (
 // Spins tells whether a cold wait can spin without holding a P: it does so in C.
 const Spins = true
 
-// The kernel's structure has the same size on both sides.
-var _ [C.POLLUX_EPOLL_EVENT_SIZE]byte = [unsafe.Sizeof(sys.EpollEvent{})]byte{}
+// What both sides declare is the same on both. In Go, the data of an event are two halves.
+var (
+	_ [C.POLLUX_EPOLL_EVENT_SIZE]byte      = [unsafe.Sizeof(sys.EpollEvent{})]byte{}
+	_ [C.POLLUX_EPOLL_EVENT_EVENTS]byte    = [unsafe.Offsetof(sys.EpollEvent{}.Events)]byte{}
+	_ [C.POLLUX_EPOLL_EVENT_DATA]byte      = [unsafe.Offsetof(sys.EpollEvent{}.Fd)]byte{}
+	_ [C.POLLUX_EPOLL_EVENT_DATA + 4]byte  = [unsafe.Offsetof(sys.EpollEvent{}.Pad)]byte{}
+	_ [C.POLLUX_EPOLL_EVENT_DATA_SIZE]byte = [unsafe.Sizeof(sys.EpollEvent{}.Fd) + unsafe.Sizeof(sys.EpollEvent{}.Pad)]byte{}
+
+	_ [C.POLLUX_TIMESPEC_SIZE]byte = [unsafe.Sizeof(Timespec{})]byte{}
+	_ [C.POLLUX_TIMESPEC_SEC]byte  = [unsafe.Offsetof(Timespec{}.Sec)]byte{}
+	_ [C.POLLUX_TIMESPEC_NSEC]byte = [unsafe.Offsetof(Timespec{}.Nsec)]byte{}
+)
 
 // EpollWait looks for events of an epoll set for at most spin, and then sleeps until there are some, for at most the timeout
 // if that is not below 0; all in one call, during which the P serves others. A signal ends it early, with 0 events and no

@@ -24,11 +24,6 @@ enum {
 	SQ_TASKRUN = 1u << 2,
 };
 
-// The kernel's struct __kernel_timespec, on every architecture.
-struct timespec64 {
-	int64_t sec, nsec;
-};
-
 static int64_t now(void) {
 	struct timespec t;
 	clock_gettime(CLOCK_MONOTONIC, &t);

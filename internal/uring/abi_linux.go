@@ -121,6 +121,9 @@ var (
 	_ [44]byte = [unsafe.Offsetof(SQE{}.FileSlot)]byte{}
 	_ [48]byte = [unsafe.Offsetof(SQE{}.Addr3)]byte{}
 	_ [14]byte = [unsafe.Offsetof(bufEntry{}.tail)]byte{}
+	_ [16]byte = [unsafe.Offsetof(getEventsArg{}.ts)]byte{}
+	_ [8]byte  = [unsafe.Offsetof(CQE{}.Res)]byte{}
+	_ [12]byte = [unsafe.Offsetof(CQE{}.Flags)]byte{}
 )
 
 // Operations that pollux submits.
