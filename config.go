@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/pollux-go/pollux/cgo"
+	"github.com/pollux-go/pollux/internal/host"
 	"github.com/pollux-go/pollux/internal/uring"
 )
 
@@ -18,7 +19,8 @@ type Config struct {
 	// Backend is what the event loops wait on.
 	Backend Kind
 
-	// Loops is the number of event loops, each with a thread of its own. 0: one for each CPU that GOMAXPROCS allows.
+	// Loops is the number of event loops, each with a thread of its own. 0: one for each CPU that GOMAXPROCS allows, and with
+	// Isolate one for each that the loops get.
 	Loops int
 
 	// Profile sets the defaults of Hot, Procs, CPUs, Sched and Spin.
@@ -52,7 +54,7 @@ type Config struct {
 
 	// Spin is for how long a loop looks for events before it sleeps, which saves the time that the kernel needs to wake it and
 	// costs the CPU. SpinAuto finds out whether it pays, and never does on two CPUs or fewer or under a CPU quota. SpinNever
-	// sleeps at once. With Sched "fifo" it needs Isolate. 0: as the profile says.
+	// sleeps at once. With Sched "fifo" it needs Isolate, and a CPU for each loop. 0: as the profile says.
 	Spin time.Duration
 
 	// BusyPoll is for how long a wait looks at the receive queues of the network card before it sleeps, in whole microseconds up to
@@ -190,7 +192,7 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	setDefault(&c.CPUs, profile.CPUs)
 	setDefault(&c.Backend, d.Backend)
-	setDefault(&c.Loops, d.Loops)
+	setDefault(&c.Loops, c.loopsDefault(host.Affinity(), d.Loops))
 	setDefault(&c.Dispatch, d.Dispatch)
 	setDefault(&c.Workers, d.Workers)
 	setDefault(&c.ReadLimit, d.ReadLimit)
@@ -238,7 +240,7 @@ func (c Config) withDefaults() (Config, error) {
 		errs = append(errs, fmt.Errorf("config: Sched is %q: %w", c.Sched, err))
 	}
 	if err := c.checkRealtime(); err != nil {
-		clash(err, "POLLUX_SCHED", "POLLUX_SPIN", "POLLUX_ISOLATE")
+		clash(err, "POLLUX_SCHED", "POLLUX_SPIN", "POLLUX_ISOLATE", "POLLUX_LOOPS", "POLLUX_CPUS")
 	}
 	if err := new(Dispatch).UnmarshalText([]byte(c.Dispatch)); err != nil || c.Dispatch == "auto" {
 		errs = append(errs, fmt.Errorf("config: Dispatch is %q: it must be inline, steal or workers", c.Dispatch))

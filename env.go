@@ -22,7 +22,7 @@ import (
 // is for. ConfigFromEnv parses it, Variables prints it, and the README's table is checked against it.
 type settings struct {
 	Backend Kind     `env:"POLLUX_BACKEND" envDefault:"auto" allowed:"auto, epoll, io_uring" help:"what the event loops wait on"`
-	Loops   count    `env:"POLLUX_LOOPS" envDefault:"0" allowed:"0 to 1024" help:"number of event loops; 0: one for each CPU that GOMAXPROCS allows"`
+	Loops   count    `env:"POLLUX_LOOPS" envDefault:"0" allowed:"0 to 1024" help:"number of event loops; 0: one for each CPU that GOMAXPROCS allows, and that is left for them with POLLUX_ISOLATE"`
 	Profile Profile  `env:"POLLUX_PROFILE" envDefault:"balanced" allowed:"balanced, latency, throughput" help:"sets the defaults of POLLUX_HOT, POLLUX_PROCS, POLLUX_CPUS, POLLUX_SCHED and POLLUX_SPIN"`
 	Hot     heat     `env:"POLLUX_HOT" envDefault:"auto" allowed:"auto, always, never or a duration up to 1m" help:"how long after its last event a loop waits with its P kept; auto: never, always in the latency profile"`
 	Procs   procsEnv `env:"POLLUX_PROCS" envDefault:"auto" allowed:"auto, keep or 1 to 1024" help:"GOMAXPROCS while the loops run; auto: one more for each loop, and where they are always hot another one, and 4, 5 or at least 7 in all; kept in the throughput profile; keep: left alone, and no loop is hot"`

@@ -3,6 +3,7 @@ package pollux
 import (
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/pollux-go/pollux/cgo"
@@ -70,8 +71,14 @@ func (c *Config) spinBudget() (budget time.Duration, adaptive bool) {
 func (c *Config) checkRealtime() error {
 	sched, err := cgo.ParseSched(c.Sched)
 	switch {
-	case err != nil || !sched.FIFO || c.Isolate:
+	case err != nil || !sched.FIFO:
 		return nil
+	case c.Isolate:
+		cpus, err := c.loopCPUs(host.Affinity(), c.Loops)
+		if err != nil {
+			return nil // Which is told elsewhere.
+		}
+		return c.checkShared(cpus)
 	case !cgo.Attends:
 		return fmt.Errorf("config: Sched is %q, and this is a build without cgo: nothing could stop a realtime thread that keeps those from its CPU that it waits for: set Isolate, or Sched to nice:-20",
 			c.Sched)
@@ -81,6 +88,21 @@ func (c *Config) checkRealtime() error {
 		return fmt.Errorf("config: Sched is %q and Spin %v: a realtime thread may spin only on a CPU that is left to it: set Isolate, or no Spin", c.Sched, c.Spin)
 	}
 	return nil
+}
+
+// checkShared refuses isolated realtime loops that spin and share a CPU: one that spins through its waits never sleeps, and the
+// kernel does not take the CPU from a SCHED_FIFO thread for another one of the same priority.
+func (c *Config) checkShared(cpus []int) error {
+	sched, err := cgo.ParseSched(c.Sched)
+	switch {
+	case err != nil || !sched.FIFO || !c.Isolate || c.Spin == SpinNever || len(cpus) == 0 || c.Loops <= len(cpus):
+		return nil
+	case c.Spin == SpinAuto:
+		c.Spin = SpinNever
+		return nil
+	}
+	return fmt.Errorf("config: Sched is %q, Spin %v and Loops %d, and the CPUs for them, with Isolate, are %s: realtime threads that spin must not share one: set Loops to %d at most, or no Spin",
+		c.Sched, c.Spin, c.Loops, host.FormatList(slices.Sorted(slices.Values(cpus))), len(cpus))
 }
 
 // Values of Config.Hot that are no durations.

@@ -26,7 +26,7 @@ func (c *Config) threads() ([]cgo.Thread, error) {
 	if errno != 0 {
 		return nil, fmt.Errorf("ask for the CPUs that the process may use: %w", errno)
 	}
-	cpus, err := parseCPUs(c.CPUs)
+	cpus, err := c.loopCPUs(allowed, c.Loops)
 	if err != nil {
 		return nil, err
 	}
@@ -35,11 +35,8 @@ func (c *Config) threads() ([]cgo.Thread, error) {
 			return nil, fmt.Errorf("config: CPUs is %q: the process may not use CPU %d, only %s", c.CPUs, cpu, host.FormatList(allowed))
 		}
 	}
-	if cpus == nil {
-		cpus = coresFirst(allowed)
-		if c.Isolate && len(cpus) > 1 && c.Loops >= len(cpus) {
-			cpus = cpus[:len(cpus)-1] // One is left for the others.
-		}
+	if err := c.checkShared(cpus); err != nil {
+		return nil, err // There are fewer than when the engine was made.
 	}
 	for i := range threads {
 		threads[i].CPU = cpus[i%len(cpus)]
@@ -49,6 +46,33 @@ func (c *Config) threads() ([]cgo.Thread, error) {
 			host.FormatList(allowed))
 	}
 	return threads, nil
+}
+
+// loopCPUs returns the CPUs that so many loops get, one after the other, of those that the process may use; nil if they are not
+// pinned.
+func (c *Config) loopCPUs(allowed []int, loops int) ([]int, error) {
+	cpus, err := parseCPUs(c.CPUs)
+	if err != nil || cpus != nil || c.CPUs == cpusNone {
+		return cpus, err
+	}
+	cpus = coresFirst(allowed)
+	if c.Isolate && len(cpus) > 1 && loops >= len(cpus) {
+		cpus = cpus[:len(cpus)-1] // One is left for the others.
+	}
+	return cpus, nil
+}
+
+// loopsDefault returns the number of loops where nothing is said: with Isolate there are no more of them than CPUs that they get,
+// as two that share one have it neither for themselves.
+func (c *Config) loopsDefault(allowed []int, procs int) int {
+	if !c.Isolate {
+		return procs
+	}
+	cpus, err := c.loopCPUs(allowed, procs)
+	if err != nil || len(cpus) == 0 {
+		return procs // Which is an error, elsewhere.
+	}
+	return min(procs, len(cpus))
 }
 
 // coresFirst orders CPUs so that those that share a core with an earlier one come last.

@@ -561,6 +561,83 @@ func TestSpinOfRealtimeThreads(t *testing.T) {
 	}
 }
 
+// TestIsolatedLoops looks at how many loops there are on isolated CPUs, where nothing is said: none shares one with another.
+func TestIsolatedLoops(t *testing.T) {
+	for _, test := range []struct {
+		cpus    string
+		allowed []int
+		procs   int
+		want    int
+	}{
+		{"auto", []int{0, 1}, 2, 1},
+		{"auto", []int{0, 1, 2, 3}, 4, 3},
+		{"auto", []int{0, 1, 2, 3}, 2, 2}, // A quota.
+		{"auto", []int{0, 1}, 5, 1},
+		{"auto", []int{3}, 1, 1}, // Which threads refuses.
+		{"1-2", []int{0, 1, 2, 3}, 4, 2},
+		{"1", []int{0, 1, 2, 3}, 4, 1},
+	} {
+		c := Config{CPUs: test.cpus, Isolate: true}
+		if got := c.loopsDefault(test.allowed, test.procs); got != test.want {
+			t.Errorf("CPUs %s of %v, GOMAXPROCS %d: %d loops, want %d", test.cpus, test.allowed, test.procs, got, test.want)
+		}
+		c.Isolate = false
+		if got := c.loopsDefault(test.allowed, test.procs); got != test.procs {
+			t.Errorf("CPUs %s of %v, GOMAXPROCS %d, not isolated: %d loops", test.cpus, test.allowed, test.procs, got)
+		}
+	}
+	allowed := host.Affinity()
+	if len(allowed) < 2 {
+		t.Skip("it needs two CPUs")
+	}
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(len(allowed)))
+	c, err := Config{Isolate: true, Sched: "fifo:1", Hot: HotAlways, Spin: 10 * time.Millisecond}.withDefaults()
+	if err != nil {
+		t.Fatal(err)
+	}
+	threads, err := c.threads()
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[int]bool{}
+	for _, thread := range threads {
+		if seen[thread.CPU] {
+			t.Errorf("two of %d loops run on CPU %d", len(threads), thread.CPU)
+		}
+		seen[thread.CPU] = true
+	}
+}
+
+// TestRealtimeLoopsThatShareACPU refuses a spin of those, and says why.
+func TestRealtimeLoopsThatShareACPU(t *testing.T) {
+	config := Config{Loops: 3, CPUs: "0", Isolate: true, Sched: "fifo:1", Spin: 10 * time.Millisecond}
+	_, err := New(config)
+	if err == nil {
+		t.Fatal("it is allowed")
+	}
+	for _, part := range []string{`"fifo:1"`, "10ms", "Loops 3", "Isolate", "are 0:", "Loops to 1", "no Spin"} {
+		if !strings.Contains(err.Error(), part) {
+			t.Errorf("%v: it does not say %s", err, part)
+		}
+	}
+	for _, set := range []func(*Config){
+		func(c *Config) { c.Loops = 1 },
+		func(c *Config) { c.Spin = SpinNever },
+		func(c *Config) { c.Spin = SpinAuto },
+		func(c *Config) { c.Sched = "nice:-5" },
+	} {
+		c := config
+		set(&c)
+		c, err := c.withDefaults()
+		if err != nil {
+			t.Error(err)
+		}
+		if c.Sched == "fifo:1" && c.Loops > 1 && c.Spin != SpinNever {
+			t.Errorf("with %d loops the spin is %v", c.Loops, c.Spin)
+		}
+	}
+}
+
 // spin computes for so long.
 func spin(d time.Duration) {
 	for end := time.Now().Add(d); time.Now().Before(end); {
