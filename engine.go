@@ -37,7 +37,7 @@ type Engine struct {
 	workerIDs  []atomic.Uint64       // the goroutines of its workers
 	cpus       int                   // that the process has for its goroutines
 	procs      int                   // what GOMAXPROCS was raised by, or lowered
-	isolated   *isolation            // nil: not asked for
+	isolated   bool                  // other threads are kept off the loops' CPUs
 	lowered    []*lowered            // to be ended with the engine
 	poller     *poller.Poller
 	services   map[*Service]struct{}
@@ -140,7 +140,8 @@ func (e *Engine) start() error {
 		for _, l := range loops {
 			<-l.begun
 		}
-		e.isolated = isolate(loops, threads)
+		e.isolated = true
+		isolated.begin(loops)
 	}
 	if threads[0].Sched.FIFO && !e.config.Isolate {
 		<-loops[0].begun
@@ -168,8 +169,8 @@ func (e *Engine) refused(err error) {
 
 // undo gives back what the loops have changed in the process. They have ended.
 func (e *Engine) undo() {
-	if e.isolated != nil {
-		e.isolated.end()
+	if e.isolated {
+		isolated.end(e.loops)
 	}
 	for _, l := range e.lowered {
 		l.end()

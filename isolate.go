@@ -1,84 +1,185 @@
 package pollux
 
 import (
+	"fmt"
 	"slices"
 	"sync"
 
-	"github.com/pollux-go/pollux/cgo"
 	"github.com/pollux-go/pollux/internal/host"
 	"github.com/pollux-go/pollux/internal/sys"
 )
 
-// isolation keeps the threads of the process that are no loops off the loops' CPUs.
+// isolation keeps the threads of the process that are no loops off the CPUs of the loops that are to have theirs for themselves.
+// There is one for all engines: each of several would take what another one has set for what was there before.
 //
 // A new thread inherits the mask of the one that makes it, so that most are right from the start; but a C library may make
 // some of a pinned one's, and somebody may have kept an older mask. So it looks again from time to time.
 type isolation struct {
-	loops []*loop
-	cpus  []int // the loops'
+	threads func() []int // the ids of the process's
+	get     func(tid int) ([]int, sys.Errno)
+	set     func(tid int, cpus []int) sys.Errno
+
+	life    sync.Mutex // protects the fields below; it is taken before mu
+	engines int        // that ask for it
 	sweeps
 
-	mu     sync.Mutex    // protects before
-	before map[int][]int // what each thread that was moved was allowed
-	usual  []int         // what the process was allowed
+	mu    sync.Mutex // protects the fields below
+	loops []*loop    // of those engines
+	kept  []int      // the CPUs that are theirs
+	prior []int      // what those were before they changed last
+	usual []int      // what the process was allowed before the first one
+	masks map[int]mask
 }
 
-// isolate begins. The loops run already.
-func isolate(loops []*loop, threads []cgo.Thread) *isolation {
-	s := &isolation{loops: loops, before: map[int][]int{}}
-	for _, t := range threads {
-		s.cpus = append(s.cpus, t.CPU)
+// mask is what a thread is allowed.
+type mask struct {
+	before []int // what it would be without isolation
+	set    []int // what it was set to
+}
+
+var isolated = isolation{threads: host.Threads, get: sys.AffinityOf, set: sys.SetAffinity}
+
+// begin keeps the CPUs of those loops, which run already, until they end.
+func (s *isolation) begin(loops []*loop) {
+	s.life.Lock()
+	defer s.life.Unlock()
+	s.mu.Lock()
+	if s.engines++; s.engines == 1 {
+		s.usual, _ = s.get(0)
+		s.masks, s.kept, s.prior = map[int]mask{}, nil, nil
+		now, _ := s.read()
+		for tid, cpus := range now {
+			s.masks[tid] = mask{before: cpus, set: cpus}
+		}
 	}
-	s.usual, _ = sys.Affinity()
-	s.begin(s.move)
-	return s
+	s.loops = append(s.loops, loops...)
+	s.mu.Unlock()
+	if s.engines == 1 {
+		s.sweeps.begin(s.sweep)
+	} else {
+		untilNone(s.sweep)
+	}
 }
 
-// move moves every thread away that is no loop's. It is true if it has moved one.
-func (s *isolation) move() (moved bool) {
+// end gives the other threads the CPUs of those loops back, which have ended.
+func (s *isolation) end(loops []*loop) {
+	s.life.Lock()
+	defer s.life.Unlock()
+	s.mu.Lock()
+	s.loops = slices.DeleteFunc(s.loops, func(l *loop) bool { return slices.Contains(loops, l) })
+	s.mu.Unlock()
+	if s.engines--; s.engines == 0 {
+		s.finish(s.sweep)
+	} else {
+		untilNone(s.sweep)
+	}
+}
+
+// sweep gives every thread that is no loop's what it may have: what it had, without the CPUs that are kept. It is true if it has
+// changed one.
+func (s *isolation) sweep() (changed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, tid := range host.Threads() {
-		if slices.ContainsFunc(s.loops, func(l *loop) bool { return l.lookout.spares.isMember(tid) }) {
+	now, all := s.read()
+	s.keep(all)
+	for tid, cpus := range now {
+		if s.isLoops(tid) {
 			continue
 		}
-		now, errno := sys.AffinityOf(tid)
-		rest := s.without(now)
-		if errno != 0 || len(rest) == len(now) || len(rest) == 0 {
-			continue // It has ended, stays away already, or has nowhere else to go: somebody has pinned it there.
+		m, known := s.masks[tid]
+		switch {
+		case known && isLeft(cpus, m.set, all):
+		case !known && (isLeft(cpus, without(s.usual, s.kept), all) || isLeft(cpus, without(s.usual, s.prior), all)):
+			m = mask{before: s.usual, set: cpus} // Born meanwhile.
+		default:
+			m = mask{before: cpus, set: cpus} // Somebody has set it.
 		}
-		if _, known := s.before[tid]; !known {
-			s.before[tid] = now
+		want := without(m.before, s.kept)
+		if len(want) == 0 || slices.Equal(want, m.set) {
+			s.masks[tid] = m // It stays away already, or has nowhere else to go: somebody has pinned it there.
+			continue
 		}
-		moved = sys.SetAffinity(tid, rest) == 0 || moved
+		switch errno := s.set(tid, want); errno {
+		case 0:
+			m.set, changed = want, true
+		case sys.EINVAL: // All of those were taken from the process.
+		case sys.ESRCH:
+			continue // It has ended.
+		default:
+			s.refused(errno)
+		}
+		s.masks[tid] = m
 	}
-	return moved
-}
-
-// end gives the threads back what they were allowed.
-func (s *isolation) end() {
-	s.finish(s.restore)
-}
-
-// restore is true if it has changed one.
-func (s *isolation) restore() (changed bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, tid := range host.Threads() {
-		before, known := s.before[tid]
-		if !known {
-			before = s.usual // Born meanwhile.
+	for tid := range s.masks {
+		if _, there := now[tid]; !there {
+			delete(s.masks, tid) // Another thread may get its id.
 		}
-		now, errno := sys.AffinityOf(tid)
-		if errno != 0 || !slices.Equal(now, s.without(before)) || slices.Equal(now, before) {
-			continue // It has ended, or somebody has moved it since, or it was never moved.
-		}
-		changed = sys.SetAffinity(tid, before) == 0 || changed
 	}
 	return changed
 }
 
-// without returns those of the CPUs that are not the loops'.
-func (s *isolation) without(cpus []int) []int {
-	return slices.DeleteFunc(slices.Clone(cpus), func(cpu int) bool { return slices.Contains(s.cpus, cpu) })
+// read returns what each thread is allowed, and what all are together, which is what the process may use.
+func (s *isolation) read() (now map[int][]int, all []int) {
+	now = map[int][]int{}
+	for _, tid := range s.threads() {
+		cpus, errno := s.get(tid)
+		switch {
+		case errno == sys.ESRCH:
+			continue
+		case errno != 0:
+			s.refused(errno)
+			continue
+		}
+		now[tid] = cpus
+		for _, cpu := range cpus {
+			if !slices.Contains(all, cpu) {
+				all = append(all, cpu)
+			}
+		}
+	}
+	slices.Sort(all)
+	return now, all
+}
+
+// keep chooses the CPUs that are kept, of all that the process may use.
+func (s *isolation) keep(all []int) {
+	var kept []int
+	for _, l := range s.loops {
+		if cpu := int(l.cpu.Load()); l.thread.Load() != 0 && !slices.Contains(kept, cpu) {
+			kept = append(kept, cpu)
+		}
+	}
+	if !slices.Equal(kept, s.kept) {
+		s.prior, s.kept = s.kept, kept
+	}
+}
+
+func (s *isolation) isLoops(tid int) bool {
+	return slices.ContainsFunc(s.loops, func(l *loop) bool { return l.lookout.spares.isMember(tid) })
+}
+
+// refused has each engine log what the kernel, or a sandbox, does not allow.
+func (s *isolation) refused(errno sys.Errno) {
+	err := fmt.Errorf("keep other threads off the CPUs of the loops (Isolate): %w: it needs a sandbox that allows sched_getaffinity and sched_setaffinity", errno)
+	for _, l := range s.loops {
+		l.engine.refused(err)
+	}
+}
+
+// isLeft tells whether a thread has the mask still that it was given, as far as the process may use those CPUs: the kernel takes
+// away what is taken from the process, and where nothing is left of a mask, has it be all that there is.
+func isLeft(cpus, given, all []int) bool {
+	if slices.Equal(cpus, given) {
+		return true
+	}
+	there := slices.DeleteFunc(slices.Clone(given), func(cpu int) bool { return !slices.Contains(all, cpu) })
+	if len(there) == 0 {
+		there = all
+	}
+	return slices.Equal(cpus, there)
+}
+
+// without returns those of the CPUs that are not taken.
+func without(cpus, taken []int) []int {
+	return slices.DeleteFunc(slices.Clone(cpus), func(cpu int) bool { return slices.Contains(taken, cpu) })
 }

@@ -41,6 +41,7 @@ const (
 	ENOTTY        = syscall.ENOTTY
 	ENOTSUP       = syscall.ENOTSUP
 	EPERM         = syscall.EPERM
+	ESRCH         = syscall.ESRCH
 	EPIPE         = syscall.EPIPE
 	EPROTO        = syscall.EPROTO
 	ETIME         = syscall.ETIME

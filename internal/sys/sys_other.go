@@ -39,6 +39,7 @@ const (
 	ENOTTY        = syscall.ENOTTY
 	ENOTSUP       = syscall.ENOTSUP
 	EPERM         = syscall.EPERM
+	ESRCH         = syscall.ESRCH
 	EPIPE         = syscall.EPIPE
 	EPROTO        = syscall.EPROTO
 	ETIMEDOUT     = syscall.ETIMEDOUT
