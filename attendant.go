@@ -20,13 +20,22 @@ type attendance struct {
 // ordinary thread.
 func (l *loop) beAttended() {
 	l.dismiss() // The last thread's: it has ended.
-	if !l.pin.Sched.FIFO || l.engine.config.Isolate {
+	l.plain = false
+	cpu, shared := l.pin.CPU, l.standing.Load() == standingShared
+	if !l.pin.Sched.FIFO || l.engine.config.Isolate && !shared {
 		return // There are no other threads where it runs.
 	}
-	a, err := cgo.Attend(sys.Gettid(), l.pin.CPU, l.pin.Sched, fmt.Sprintf("pollux-attend-%d", l.index))
+	if shared {
+		cpu = int(l.cpu.Load())
+	}
+	a, err := cgo.Attend(sys.Gettid(), cpu, l.pin.Sched, fmt.Sprintf("pollux-attend-%d", l.index))
 	if err != nil {
 		l.engine.refused(err)
-		l.pin.Sched = cgo.Sched{}
+		if shared {
+			l.plain = true // Until it has its CPU for itself again.
+		} else {
+			l.pin.Sched = cgo.Sched{}
+		}
 		return
 	}
 	l.attendance.mu.Lock()

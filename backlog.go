@@ -1,11 +1,8 @@
 package pollux
 
 import (
-	"runtime"
 	"sync/atomic"
 	"time"
-
-	"github.com/pollux-go/pollux/internal/host"
 )
 
 // A turn has a backlog when its callbacks will take longer than backlogWorth together, at what one has taken lately: longer
@@ -14,7 +11,7 @@ import (
 var ( // Tests change them.
 	backlogWorth = int64(slowCall)
 	backlogLeast = int64(20 * time.Microsecond)
-	backlogCPUs  = func() int { return min(len(host.Affinity()), runtime.GOMAXPROCS(0)) }
+	backlogCPUs  = func(cpus, procs int) int { return min(cpus, procs) }
 )
 
 // backlogWeight is how many turns the moving average goes back.
@@ -58,7 +55,7 @@ func (b *backlog) worth(callbacks int) bool {
 
 // spareCPUs returns how many CPUs have nothing to do for the loops. Isolated ones are for nobody else.
 func (l *loop) spareCPUs() int {
-	spare := l.engine.cpus
+	spare := int(l.engine.cpus.Load())
 	for _, o := range l.engine.loops {
 		if o == l || l.engine.config.Isolate || !o.inner.Sleeps() {
 			spare--

@@ -91,7 +91,7 @@ func newHerd(t *testing.T, config Config, h Handler) *herd {
 func (w *herd) send(t *testing.T, text string) {
 	t.Helper()
 	l := w.engine.loops[0]
-	if err := l.inner.PostAlways(func() { l.engine.cpus, l.backlog.mean = 2, int64(time.Millisecond) }); err != nil {
+	if err := l.inner.PostAlways(func() { l.engine.cpus.Store(2); l.backlog.mean = int64(time.Millisecond) }); err != nil {
 		t.Fatal(err)
 	}
 	release := holdLoops(t, w.engine) // The next turn has what is sent.

@@ -28,6 +28,9 @@ type Engine struct {
 
 	reliefs reliefs
 	stuck   atomic.Uint64 // callbacks that the watchdog has counted
+	cpus    atomic.Int64  // that the process has for its goroutines
+	roomy   atomic.Bool   // a spin may pay
+	around  surroundings  // as they were last, from when the loops run on the watchdog's
 
 	mu         sync.Mutex // protects what follows; loops is read without it by who has been given one
 	closed     bool
@@ -35,7 +38,6 @@ type Engine struct {
 	loops      []*loop
 	dispatcher *scheduler.Dispatcher // nil: every callback runs on its loop
 	workerIDs  []atomic.Uint64       // the goroutines of its workers
-	cpus       int                   // that the process has for its goroutines
 	procs      int                   // what GOMAXPROCS was raised by, or lowered
 	isolated   bool                  // other threads are kept off the loops' CPUs
 	lowered    []*lowered            // to be ended with the engine
@@ -109,6 +111,8 @@ func (e *Engine) start() error {
 	if err := e.makeDispatcher(threads); err != nil {
 		return err
 	}
+	e.around = surroundingsNow()
+	e.roomy.Store(e.around.roomy())
 	loops, err := e.openLoops()
 	for err != nil && len(e.choice.left) > 0 {
 		// What worked once does not work so many times: memory that the kernel locks has run out, for instance.
@@ -121,7 +125,7 @@ func (e *Engine) start() error {
 		return fmt.Errorf("start %d event loops: %w", e.config.Loops, err)
 	}
 	e.loops = loops
-	e.cpus = backlogCPUs()
+	e.cpus.Store(int64(backlogCPUs(e.around.cpus, procsOfOthers())))
 	switch e.config.Procs {
 	case ProcsKeep:
 	case 0:
@@ -133,7 +137,7 @@ func (e *Engine) start() error {
 		takeProcs(e.procs)
 	}
 	for i, l := range loops {
-		l.pin, l.index = threads[i], i
+		l.pin, l.index, l.roomy = threads[i], i, e.around.roomy()
 		go l.run()
 	}
 	if e.config.Isolate {

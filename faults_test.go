@@ -66,7 +66,7 @@ func init() {
 func init() {
 	if os.Getenv("POLLUX_TEST_BACKLOG") != "" {
 		backlogWorth, backlogLeast = 0, 0
-		backlogCPUs = func() int { return 1 << 10 }
+		backlogCPUs = func(int, int) int { return 1 << 10 }
 	}
 }
 

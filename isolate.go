@@ -12,12 +12,16 @@ import (
 // isolation keeps the threads of the process that are no loops off the CPUs of the loops that are to have theirs for themselves.
 // There is one for all engines: each of several would take what another one has set for what was there before.
 //
+// It follows the loops where the CPUs change that the process may use, and keeps only CPUs without which some are left for the other
+// threads. A realtime loop that shares its CPU with those must not spin any more, and needs an attendant: see restand.
+//
 // A new thread inherits the mask of the one that makes it, so that most are right from the start; but a C library may make
 // some of a pinned one's, and somebody may have kept an older mask. So it looks again from time to time.
 type isolation struct {
 	threads func() []int // the ids of the process's
 	get     func(tid int) ([]int, sys.Errno)
 	set     func(tid int, cpus []int) sys.Errno
+	stand   func(l *loop, sole bool) // tells a loop whether it has its CPU for itself
 
 	life    sync.Mutex // protects the fields below; it is taken before mu
 	engines int        // that ask for it
@@ -37,7 +41,7 @@ type mask struct {
 	set    []int // what it was set to
 }
 
-var isolated = isolation{threads: host.Threads, get: sys.AffinityOf, set: sys.SetAffinity}
+var isolated = isolation{threads: host.Threads, get: sys.AffinityOf, set: sys.SetAffinity, stand: (*loop).stand}
 
 // begin keeps the CPUs of those loops, which run already, until they end.
 func (s *isolation) begin(loops []*loop) {
@@ -47,7 +51,7 @@ func (s *isolation) begin(loops []*loop) {
 	if s.engines++; s.engines == 1 {
 		s.usual, _ = s.get(0)
 		s.masks, s.kept, s.prior = map[int]mask{}, nil, nil
-		now, _ := s.read()
+		now, _, _ := s.read()
 		for tid, cpus := range now {
 			s.masks[tid] = mask{before: cpus, set: cpus}
 		}
@@ -80,7 +84,10 @@ func (s *isolation) end(loops []*loop) {
 func (s *isolation) sweep() (changed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now, all := s.read()
+	for _, l := range s.loops {
+		l.repinTo(s.kept)
+	}
+	now, all, refused := s.read()
 	s.keep(all)
 	for tid, cpus := range now {
 		if s.isLoops(tid) {
@@ -106,6 +113,7 @@ func (s *isolation) sweep() (changed bool) {
 		case sys.ESRCH:
 			continue // It has ended.
 		default:
+			refused = true
 			s.refused(errno)
 		}
 		s.masks[tid] = m
@@ -115,11 +123,15 @@ func (s *isolation) sweep() (changed bool) {
 			delete(s.masks, tid) // Another thread may get its id.
 		}
 	}
+	for _, l := range s.loops {
+		s.stand(l, !refused && s.isSole(l))
+	}
 	return changed
 }
 
-// read returns what each thread is allowed, and what all are together, which is what the process may use.
-func (s *isolation) read() (now map[int][]int, all []int) {
+// read returns what each thread is allowed, and what all are together, which is what the process may use. refused says that the
+// kernel does not tell.
+func (s *isolation) read() (now map[int][]int, all []int, refused bool) {
 	now = map[int][]int{}
 	for _, tid := range s.threads() {
 		cpus, errno := s.get(tid)
@@ -127,6 +139,7 @@ func (s *isolation) read() (now map[int][]int, all []int) {
 		case errno == sys.ESRCH:
 			continue
 		case errno != 0:
+			refused = true
 			s.refused(errno)
 			continue
 		}
@@ -138,20 +151,91 @@ func (s *isolation) read() (now map[int][]int, all []int) {
 		}
 	}
 	slices.Sort(all)
-	return now, all
+	return now, all, refused
 }
 
-// keep chooses the CPUs that are kept, of all that the process may use.
+// keep chooses the CPUs that are kept, of all that the process may use: those of the loops, as long as others are left. Loops that
+// had to leave their CPU come last.
 func (s *isolation) keep(all []int) {
 	var kept []int
-	for _, l := range s.loops {
-		if cpu := int(l.cpu.Load()); l.thread.Load() != 0 && !slices.Contains(kept, cpu) {
-			kept = append(kept, cpu)
+	for _, displaced := range []bool{false, true} {
+		for _, l := range s.loops {
+			cpu := int(l.cpu.Load())
+			if l.thread.Load() == 0 || slices.Contains(kept, cpu) || (cpu != l.pin.CPU) != displaced {
+				continue
+			}
+			if more := append(slices.Clone(kept), cpu); len(without(all, more)) > 0 {
+				kept = more
+			}
 		}
 	}
 	if !slices.Equal(kept, s.kept) {
 		s.prior, s.kept = s.kept, kept
 	}
+}
+
+// keptNow returns the CPUs that are kept.
+func (s *isolation) keptNow() []int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.kept
+}
+
+// isSole tells whether a loop has its CPU for itself, or shares it with other loops as the configuration says, which does not have
+// those spin that are realtime.
+func (s *isolation) isSole(l *loop) bool {
+	cpu := l.cpu.Load()
+	return slices.Contains(s.kept, int(cpu)) && !slices.ContainsFunc(s.loops, func(o *loop) bool {
+		return o != l && o.cpu.Load() == cpu && o.thread.Load() != 0 && (o.pin.CPU != int(cpu) || l.pin.CPU != int(cpu))
+	})
+}
+
+// How a loop stands on its CPU, with Isolate.
+const (
+	standingNew    = iota // it is not known yet
+	standingSole          // it has it for itself
+	standingShared        // other threads of the process may run there
+)
+
+// stand has the loop know of a change.
+func (l *loop) stand(sole bool) {
+	standing := int32(standingShared)
+	if sole {
+		standing = standingSole
+	}
+	if l.standing.Swap(standing) != standing {
+		_ = l.inner.PostAlways(l.restand) // Where the loop has ended, nothing is to be done.
+	}
+}
+
+// restand has the loop's thread be what it may be on its CPU. One that is realtime and shares it with threads of the runtime does
+// not spin and has an attendant, as without Isolate; or is an ordinary thread where it gets none. It is for the loop's thread.
+func (l *loop) restand() {
+	l.tune()
+	shared := l.standing.Load() == standingShared
+	if shared == l.demoted || l.ending {
+		return
+	}
+	l.demoted = shared
+	result := "it goes on as before"
+	if l.pin.Sched.FIFO {
+		l.beAttended()
+		sched := l.pin.Sched.Sched
+		if result = "it may spin, and needs no attendant"; l.plain {
+			sched = sys.Sched{}
+			result = "it does not spin, and is an ordinary thread"
+		} else if shared {
+			result = "it does not spin, and has an attendant"
+		}
+		if errno := sys.SetSched(0, sched); errno != 0 {
+			l.engine.refused(fmt.Errorf("schedule a loop's thread anew: %w", errno))
+		}
+	}
+	text := "pollux: an event loop has its CPU for itself again"
+	if shared {
+		text = "pollux: an event loop shares its CPU with other threads of the process, in spite of Isolate"
+	}
+	l.engine.log.Warn(text, "loop", l.pin.Name, "CPU", l.cpu.Load(), "result", result)
 }
 
 func (s *isolation) isLoops(tid int) bool {

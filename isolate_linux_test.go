@@ -33,6 +33,9 @@ func (f *fakeThreads) isolation() *isolation {
 			return nil, sys.ESRCH
 		},
 		set: f.set,
+		stand: func(l *loop, sole bool) {
+			l.standing.Store(map[bool]int32{true: standingSole, false: standingShared}[sole])
+		},
 	}
 }
 

@@ -71,6 +71,11 @@ type loop struct {
 	cpu        atomic.Int32  // it is pinned to; -1: none
 	thread     atomic.Int64  // the thread's id while it runs
 	attendance attendance
+	standing   atomic.Int32 // on its CPU, with Isolate
+	demoted    bool         // as it is shared: see restand
+	plain      bool         // its thread is an ordinary one, though it is to be realtime
+	displaced  bool         // from its CPU, which the process may not use: see repin
+	roomy      bool         // what the watchdog has told it of
 	stale      atomic.Uint64
 	accepts    tally.Counter
 	offloaded  tally.Counter
@@ -110,7 +115,7 @@ func newLoop(e *Engine, b poller.Backend) *loop {
 	if e.config.Procs != ProcsKeep {
 		l.inner.Heat(max(0, e.config.Hot))
 	}
-	l.inner.Spin(e.config.spinBudget())
+	l.inner.Spin(l.spin())
 	if e.config.Dispatch != DispatchInline {
 		l.errands = new(errands)
 	}
@@ -154,11 +159,15 @@ func (l *loop) join() {
 func (l *loop) settle() {
 	l.lookout.spares.setMember(sys.Gettid(), true)
 	l.beAttended()
-	errs := l.pin.Pin()
+	pin := l.pin
+	if l.plain {
+		pin.Sched = cgo.Sched{}
+	}
+	errs := pin.Pin()
 	for _, err := range errs {
 		l.engine.refused(err)
 	}
-	if len(errs) != 0 && l.pin.Sched.FIFO && !isRealtime() {
+	if len(errs) != 0 && pin.Sched.FIFO && !isRealtime() {
 		l.pin.Sched = cgo.Sched{}
 		l.dismiss()
 	}

@@ -34,6 +34,17 @@ var procs struct {
 	seen  int        // what somebody else has set it to, and was told of
 }
 
+// procsOfOthers returns GOMAXPROCS without the loops' share.
+func procsOfOthers() int {
+	procs.mu.Lock()
+	defer procs.mu.Unlock()
+	n := runtime.GOMAXPROCS(0)
+	if n == procs.set {
+		n -= procs.added
+	}
+	return max(1, n)
+}
+
 // takeProcs adds n to GOMAXPROCS.
 func takeProcs(n int) {
 	procs.mu.Lock()

@@ -48,21 +48,33 @@ const (
 // keepsP tells whether loops keep their Ps while they wait, lately after an event or always.
 func (c *Config) keepsP() bool { return c.Hot > 0 && c.Procs != ProcsKeep }
 
-var ( // Tests change them.
-	spinCPUs  = func() int { return len(host.Affinity()) }
-	spinQuota = func() float64 { return host.CPUQuota().CPUs }
-)
-
-// spinBudget says for how long the loops spin, and whether they find out if it pays. On one or two CPUs a spin takes the
-// time from those who are to send the events, and under a quota from the loops themselves.
-func (c *Config) spinBudget() (budget time.Duration, adaptive bool) {
+// spinBudget says for how long the loops spin, and whether they find out if it pays, which it may where it is roomy.
+func (c *Config) spinBudget(roomy bool) (budget time.Duration, adaptive bool) {
 	switch {
 	case c.Spin != SpinAuto:
 		return max(0, c.Spin), false
-	case spinCPUs() <= 2 || spinQuota() != 0:
+	case !roomy:
 		return 0, false
 	}
 	return spinMoment, true
+}
+
+// spin is that for one loop. One that is to have its CPU for itself begins when it has it; and while it has not, a realtime one
+// does not spin. It is for the loop's thread.
+func (l *loop) spin() (budget time.Duration, adaptive bool) {
+	if l.engine.config.Isolate {
+		if standing := l.standing.Load(); standing == standingNew || standing == standingShared && l.pin.Sched.FIFO {
+			return 0, false
+		}
+	}
+	return l.engine.config.spinBudget(l.engine.roomy.Load())
+}
+
+// tune has the loop spin for as long as it may now. It is for the loop's thread.
+func (l *loop) tune() {
+	if !l.inner.Shared() { // Else notWatched does.
+		l.inner.Spin(l.spin())
+	}
 }
 
 // checkRealtime refuses what might stop the process: a thread that spins as SCHED_FIFO lets nobody else onto its CPU, and a

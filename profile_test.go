@@ -10,8 +10,6 @@ import (
 // TestSpinBudget asks for a spin by POLLUX_SPIN on machines and under quotas that are not this one's.
 func TestSpinBudget(t *testing.T) {
 	testutil.CheckLeaks(t)
-	cpus, quota := spinCPUs, spinQuota
-	defer func() { spinCPUs, spinQuota = cpus, quota }()
 	for _, tc := range []struct {
 		spin, profile string
 		cpus          int
@@ -43,7 +41,7 @@ func TestSpinBudget(t *testing.T) {
 		{"", "latency", 64, 0, spinMoment, true},
 		{"", "latency", 64, 8, 0, false},
 	} {
-		spinCPUs, spinQuota = func() int { return tc.cpus }, func() float64 { return tc.quota }
+		roomy := surroundings{cpus: tc.cpus, quota: tc.quota}.roomy()
 		c, err := ConfigFromEnv(func(name string) (string, bool) {
 			value, ok := map[string]string{"POLLUX_SPIN": tc.spin, "POLLUX_PROFILE": tc.profile}[name]
 			return value, ok
@@ -51,7 +49,7 @@ func TestSpinBudget(t *testing.T) {
 		if err == nil {
 			c, err = c.withDefaults()
 		}
-		if budget, adaptive := c.spinBudget(); err != nil || budget != tc.budget || adaptive != tc.adaptive {
+		if budget, adaptive := c.spinBudget(roomy); err != nil || budget != tc.budget || adaptive != tc.adaptive {
 			t.Errorf("%+v: %v, %v, %v", tc, budget, adaptive, err)
 		}
 	}

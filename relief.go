@@ -134,7 +134,7 @@ func (l *loop) notWatched() {
 	w.turns, w.bucket, w.useful = 0, 0, false
 	w.futile.Store(0)
 	l.inner.Share(false)
-	l.inner.Spin(l.engine.config.spinBudget())
+	l.inner.Spin(l.spin())
 }
 
 // callFollower has a spare thread wait beside the loop, or a new one, if none does.

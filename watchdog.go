@@ -60,20 +60,40 @@ const (
 // repinPeriod is how often it looks whether the kernel has moved a loop.
 const repinPeriod = time.Second
 
-// repin follows a change of the CPUs that the process may use. When its CPU is taken away, the kernel lets a pinned thread run on
-// all that are left; it is pinned to one of those.
+// repin follows a change of the CPUs that the process may use. With Isolate, isolation does that, as it has to follow.
 func (l *loop) repin() {
-	tid, cpu := int(l.thread.Load()), int(l.cpu.Load())
+	if !l.engine.config.Isolate {
+		l.repinTo(nil)
+	}
+}
+
+// repinTo does it, and avoids some CPUs where there are others. When its CPU is taken away, the kernel lets a pinned thread run on
+// all that are left; it is pinned to one of those. When its own is there again, the kernel does not say so: since Linux 6.2 it
+// gives the thread no more than it was pinned to, so that it has to be tried.
+func (l *loop) repinTo(avoid []int) {
+	tid, cpu, own := int(l.thread.Load()), int(l.cpu.Load()), l.pin.CPU
 	if tid == 0 || cpu < 0 {
 		return
+	}
+	if l.displaced && sys.SetAffinity(tid, []int{own}) == 0 {
+		l.displaced = false
 	}
 	now, errno := sys.AffinityOf(tid)
 	if errno != 0 || len(now) == 0 || len(now) == 1 && now[0] == cpu {
 		return
 	}
-	to := now[tid%len(now)]
-	if slices.Contains(now, l.pin.CPU) {
-		to = l.pin.CPU // It is back.
+	to := own
+	if !slices.Contains(now, own) {
+		if errno := sys.SetAffinity(tid, []int{own}); errno == 0 {
+			_ = sys.SetAffinity(tid, now) // Somebody has moved it: it stays there.
+		} else {
+			l.displaced = errno == sys.EINVAL
+		}
+		from := without(now, avoid)
+		if len(from) == 0 {
+			from = now
+		}
+		to = from[tid%len(from)]
 	}
 	if err := cgo.PinTo(tid, to); err != nil {
 		l.engine.refused(err)
@@ -159,12 +179,14 @@ func (w *watchdog) look() (active bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	repin := time.Since(w.pinned) >= repinPeriod
+	var around surroundings
 	if repin {
-		w.pinned = time.Now()
+		w.pinned, around = time.Now(), surroundingsNow()
 	}
 	for l, seen := range w.loops {
 		if repin {
 			l.repin()
+			l.heed(around)
 			if n, changed := procsChanged(); changed {
 				l.engine.log.Warn("pollux: GOMAXPROCS was set while the event loops run: it is left so, and they may have to wait for a P (POLLUX_PROCS)",
 					"GOMAXPROCS", n)
