@@ -150,7 +150,9 @@ func (e *Engine) start() error {
 	if threads[0].Sched.FIFO && !e.config.Isolate {
 		<-loops[0].begun
 		if loops[0].attendance.there() {
-			_ = e.lower(&shortSlices) // Without them the attendant does what it can.
+			if errno := e.lower(&shortSlices); errno != 0 { // The attendant does what it can.
+				e.refused(fmt.Errorf("shorten the time slices of the process's threads: %w: it needs a sandbox that allows sched_setattr", errno))
+			}
 		}
 	}
 	if e.config.Hot == HotAlways && e.config.Procs != ProcsKeep {
@@ -159,7 +161,10 @@ func (e *Engine) start() error {
 		}
 	}
 	if e.dispatcher != nil && !e.config.keepsP() {
-		_ = e.lower(&workerSlack) // Where it cannot be given back, threads keep it: they are a little more punctual.
+		if errno := e.lower(&workerSlack); errno != 0 { // No warning: so it is for every user without privileges, and nothing is lacking.
+			e.log.Info("pollux: threads that have run workers stay a little more punctual than others when the engine has closed: to give them their timer slack back needs CAP_SYS_NICE",
+				"error", errno)
+		}
 	}
 	return nil
 }

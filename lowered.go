@@ -2,6 +2,7 @@ package pollux
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pollux-go/pollux/internal/host"
@@ -17,6 +18,8 @@ type lowered struct {
 	low    time.Duration
 	resets bool // setting it to 0 makes it what a thread has usually
 	own    bool // threads lower it themselves; here it is only given back
+
+	denied atomic.Uint32 // the last refusal of the kernel, or of a sandbox, since the first engine began
 
 	mu      sync.Mutex // protects the fields below
 	engines int        // that ask for it
@@ -40,37 +43,45 @@ var shortSlack = lowered{get: host.TimerSlack, set: host.SetTimerSlack, low: tim
 // privilege; to be given back, as they are other threads than the one that ends the engine, it does.
 var workerSlack = lowered{get: host.TimerSlack, set: host.SetTimerSlack, low: time.Nanosecond, own: true}
 
-// begin keeps it low until as many ends. The error says that the kernel does not allow it.
+// deny notes an error that says that it is not allowed. Others say that the thread has ended meanwhile, or is scheduled otherwise now,
+// or that the kernel has no such thing: those are to be expected.
+func (l *lowered) deny(errno sys.Errno) {
+	if errno == sys.EPERM || errno == sys.EACCES || errno == sys.ENOSYS {
+		l.denied.Store(uint32(errno))
+	}
+}
+
+// begin keeps it low until as many ends. The error says that this is not allowed for some threads, or for all; it is done for the others.
 func (l *lowered) begin() sys.Errno {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.engines++; l.active {
-		return 0
+		return sys.Errno(l.denied.Load())
 	}
+	l.denied.Store(0)
 	l.usual, l.before = 0, map[int]time.Duration{}
 	counts := map[time.Duration]int{}
-	var refused sys.Errno
 	for _, tid := range host.Threads() {
 		d, errno := l.get(tid)
 		switch {
-		case errno == sys.EPERM || errno == sys.EACCES:
-			refused = errno
-		case errno == 0 && d <= l.low:
+		case errno != 0:
+			l.deny(errno)
+		case d <= l.low:
 			l.before[tid] = d
-		case errno == 0:
+		default:
 			if counts[d]++; counts[d] > counts[l.usual] {
 				l.usual = d
 			}
 		}
 	}
 	if l.usual == 0 {
-		return refused // Or the kernel has no such thing.
+		return sys.Errno(l.denied.Load()) // Or the kernel has no such thing.
 	}
 	l.active = true
 	if !l.own {
 		l.sweeps.begin(l.lower)
 	}
-	return 0
+	return sys.Errno(l.denied.Load())
 }
 
 // end gives the threads back what they had, when no other engine asks for it.
@@ -96,7 +107,9 @@ func (l *lowered) lower() (changed bool) {
 		if _, known := l.before[tid]; !known {
 			l.before[tid] = d
 		}
-		changed = l.set(tid, l.low) == 0 || changed
+		errno = l.set(tid, l.low)
+		changed = changed || errno == 0
+		l.deny(errno)
 	}
 	return changed
 }

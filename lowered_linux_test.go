@@ -168,6 +168,65 @@ func TestWorkerSlack(t *testing.T) {
 	}
 }
 
+// TestPartlyRefused has the kernel allow a thread to change itself only, as for a process without privileges, and a sandbox refuse
+// slices, and masks. One line of each engine says what was refused, and what it needs, and the loops run.
+func TestPartlyRefused(t *testing.T) {
+	allowed := host.Affinity()
+	for _, test := range []struct {
+		name   string
+		config Config
+		op     sys.Op
+		errno  sys.Errno
+		text   []string
+		skip   bool
+	}{
+		{"timer slack", Config{Profile: Latency, Sched: "other"}, sys.OpSchedSetattr, sys.EPERM, []string{"level=WARN", "timer slack", "CAP_SYS_NICE"}, false},
+		{"workers' slack", Config{Dispatch: DispatchWorkers}, sys.OpSchedSetattr, sys.EACCES, []string{"level=INFO", "timer slack", "CAP_SYS_NICE"}, false},
+		{"slices", Config{Sched: "fifo:2"}, sys.OpSchedSetattr, sys.EPERM, []string{"level=WARN", "time slices", "sandbox", "sched_setattr"}, !cgo.Attends},
+		{"no slices", Config{Sched: "fifo:2"}, sys.OpSchedSetattr, sys.ESRCH, nil, !cgo.Attends},
+		{"masks", Config{CPUs: itoa(allowed[0]), Isolate: true}, sys.OpSchedSetaffinity, sys.EPERM, []string{"level=WARN", "Isolate", "sandbox", "sched_setaffinity"}, len(allowed) < 2},
+		{"no masks", Config{CPUs: itoa(allowed[0]), Isolate: true}, sys.OpSchedSetaffinity, sys.ESRCH, nil, len(allowed) < 2},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if test.skip {
+				t.Skip("not here")
+			}
+			if slice, errno := sys.SliceOf(0); test.text != nil && strings.Contains(test.name, "slices") && (errno != 0 || slice == 0) {
+				t.Skip("the kernel has no slices")
+			}
+			testutil.CheckLeaks(t)
+			defer sys.Inject(func(op sys.Op, tid int) sys.Fault {
+				if op == test.op && tid != 0 && (op == sys.OpSchedSetaffinity || tid != sys.Gettid()) {
+					return sys.Fault{Errno: test.errno}
+				}
+				return sys.Fault{}
+			})()
+			for range 2 { // The second one finds it begun already.
+				log := new(lines)
+				test.config.Loops, test.config.Logger = 1, log.logger()
+				e := newEngine(t, test.config)
+				s, _ := bind(t, e, "tcp", echo{})
+				ping(t, dial(t, s.Addrs()[0]))
+				found := 0
+				for _, line := range log.all() {
+					has := len(test.text) > 0
+					for _, part := range test.text {
+						has = has && strings.Contains(line, part)
+					}
+					if has {
+						found++
+					} else if strings.Contains(line, "refused") {
+						t.Errorf("the log has %s", line)
+					}
+				}
+				if want := min(1, len(test.text)); found != want {
+					t.Errorf("%d lines, want %d, in %q", found, want, log.all())
+				}
+			}
+		})
+	}
+}
+
 // TestTimerSlackRefused has the kernel not allow it: the log says so once, and the loops run.
 func TestTimerSlackRefused(t *testing.T) {
 	testutil.CheckLeaks(t)

@@ -181,7 +181,7 @@ func TestRefusedScheduling(t *testing.T) {
 	eachBackend(t, func(t *testing.T, config Config) {
 		testutil.CheckLeaks(t)
 		log := new(lines)
-		config.Logger = log.logger()
+		config.Logger, config.Dispatch = log.logger(), DispatchInline // The slack of workers has a line of its own.
 		config.Sched = "fifo:1"
 		if !cgo.Attends {
 			config.Sched = "nice:-1"
