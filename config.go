@@ -34,7 +34,8 @@ type Config struct {
 
 	// Procs is how many goroutines run at once, GOMAXPROCS, while the loops run. 0: one more for each loop than it was, so that
 	// none has to wait for another goroutine's time slice, and another one where they are always hot. ProcsKeep leaves it alone,
-	// and makes no loop hot. It is set back when the engine closes.
+	// and makes no loop hot. It is set back when the engine closes. Where it was the runtime's own choice, it follows the CPUs and the
+	// quota meanwhile, while the loops do something, but for a number that is given here; afterwards the runtime has it back.
 	Procs int
 
 	// CPUs says where the loops' threads run: "none" pins none, "auto" each to a CPU of its own as far as there are enough,

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -116,6 +117,41 @@ func TestCPUSet(t *testing.T) {
 			eventually(t, "the loop on its own CPU", func() bool { return isOn(second) })
 		}
 		c.Close()
+	})
+}
+
+// TestProcsAreTheRuntimesAgain changes the cpuset while an engine runs, and after it has closed: GOMAXPROCS follows, by the watchdog
+// first, and then by the runtime, as before there was an engine.
+func TestProcsAreTheRuntimesAgain(t *testing.T) {
+	if os.Getenv("GOMAXPROCS") != "" || strings.Contains(os.Getenv("GODEBUG"), "maxprocs") {
+		t.Skip("the environment keeps the runtime from choosing it")
+	}
+	inCPUSet(t, func(t *testing.T, config Config, set cpuset, first, second int) {
+		follows := func(want int, do func()) {
+			t.Helper()
+			eventually(t, "GOMAXPROCS "+strconv.Itoa(want), func() bool { do(); return runtime.GOMAXPROCS(0) == want })
+		}
+		nothing := func() {}
+		follows(2, nothing)
+		config.Loops = 2
+		e := newEngine(t, config)
+		s, _ := bind(t, e, "tcp", echo{})
+		c := dial(t, s.Addrs()[0])
+		again := func() { ping(t, c) } // The watchdog looks while something happens.
+		follows(4, again)
+		set.allow(t, first)
+		follows(3, again)
+		set.allow(t, first, second)
+		follows(4, again)
+		c.Close()
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+		follows(2, nothing)
+		set.allow(t, first)
+		follows(1, nothing)
+		set.allow(t, first, second)
+		follows(2, nothing)
 	})
 }
 

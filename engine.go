@@ -38,7 +38,7 @@ type Engine struct {
 	loops      []*loop
 	dispatcher *scheduler.Dispatcher // nil: every callback runs on its loop
 	workerIDs  []atomic.Uint64       // the goroutines of its workers
-	procs      int                   // what GOMAXPROCS was raised by, or lowered
+	procs      *procsShare           // of GOMAXPROCS; nil: it is left alone
 	isolated   bool                  // other threads are kept off the loops' CPUs
 	lowered    []*lowered            // to be ended with the engine
 	poller     *poller.Poller
@@ -111,7 +111,7 @@ func (e *Engine) start() error {
 	if err := e.makeDispatcher(threads); err != nil {
 		return err
 	}
-	e.around = surroundingsNow()
+	elsewhere(func() { e.around = surroundingsNow() })
 	e.roomy.Store(e.around.roomy())
 	loops, err := e.openLoops()
 	for err != nil && len(e.choice.left) > 0 {
@@ -126,15 +126,9 @@ func (e *Engine) start() error {
 	}
 	e.loops = loops
 	e.cpus.Store(int64(backlogCPUs(e.around.cpus, procsOfOthers())))
-	switch e.config.Procs {
-	case ProcsKeep:
-	case 0:
-		e.procs = loopProcs(runtime.GOMAXPROCS(0), len(loops), e.config.Hot == HotAlways)
-	default:
-		e.procs = e.config.Procs - runtime.GOMAXPROCS(0)
-	}
-	if e.procs != 0 {
-		takeProcs(e.procs)
+	if e.config.Procs != ProcsKeep {
+		e.procs = &procsShare{loops: len(loops), hot: e.config.Hot == HotAlways, fixed: e.config.Procs}
+		takeProcs(e.procs, e.around)
 	}
 	for i, l := range loops {
 		l.pin, l.index, l.roomy = threads[i], i, e.around.roomy()
@@ -184,7 +178,7 @@ func (e *Engine) undo() {
 	for _, l := range e.lowered {
 		l.end()
 	}
-	if e.procs != 0 {
+	if e.procs != nil {
 		giveProcs(e.procs)
 	}
 }

@@ -1,7 +1,10 @@
 package pollux
 
 import (
+	"os"
 	"runtime"
+	"slices"
+	"strconv"
 	"sync"
 )
 
@@ -27,11 +30,32 @@ func loopProcs(procs, loops int, hot bool) int {
 }
 
 // procs is what the engines of the process have made of GOMAXPROCS.
+//
+// Setting it ends the runtime's own updates, when the CPUs or the quota change. So where it was the runtime's choice, it is given back
+// to the runtime at the end, and followed in its place meanwhile.
 var procs struct {
-	mu    sync.Mutex // protects the fields below
-	added int        // for the loops that run
-	set   int        // what it was set to last
-	seen  int        // what somebody else has set it to, and was told of
+	mu     sync.Mutex    // protects the fields below
+	shares []*procsShare // of the engines whose loops run, in the order in which they have begun
+	added  int           // by all of them
+	set    int           // what it was set to last
+	seen   int           // what somebody else has set it to, and was told of
+	own    bool          // it was the runtime's choice before
+	base   int           // and is followed, from this one; 0: it is not
+}
+
+// procsShare is what an engine asks for.
+type procsShare struct {
+	loops int
+	hot   bool // always
+	fixed int  // above 0: GOMAXPROCS itself, as the user has said
+	added int  // what came of it
+}
+
+func (s *procsShare) above(n int) int {
+	if s.fixed > 0 {
+		return s.fixed - n
+	}
+	return loopProcs(n, s.loops, s.hot)
 }
 
 // procsOfOthers returns GOMAXPROCS without the loops' share.
@@ -45,24 +69,85 @@ func procsOfOthers() int {
 	return max(1, n)
 }
 
-// takeProcs adds n to GOMAXPROCS.
-func takeProcs(n int) {
-	procs.mu.Lock()
-	defer procs.mu.Unlock()
-	procs.added += n
-	procs.set = runtime.GOMAXPROCS(0) + n
-	runtime.GOMAXPROCS(procs.set)
+// elsewhere runs f on a goroutine of its own, which is locked to no thread: the runtime goes by the mask of the calling one.
+func elsewhere(f func()) {
+	done := make(chan struct{})
+	go func() { defer close(done); f() }()
+	<-done
 }
 
-// giveProcs takes n away again, unless somebody else has set it to something of their own meanwhile.
-func giveProcs(n int) {
+// isOwnProcs tells whether GOMAXPROCS, which is n, is the runtime's choice. Where somebody has set it to just that, there is no telling.
+func isOwnProcs(n int) bool {
+	if set, err := strconv.Atoi(os.Getenv("GOMAXPROCS")); err == nil && set > 0 {
+		return false
+	}
+	elsewhere(runtime.SetDefaultGOMAXPROCS)
+	if runtime.GOMAXPROCS(0) == n {
+		return true
+	}
+	runtime.GOMAXPROCS(n)
+	return false
+}
+
+// takeProcs adds a share to GOMAXPROCS. here are the surroundings.
+func takeProcs(s *procsShare, here surroundings) {
 	procs.mu.Lock()
 	defer procs.mu.Unlock()
-	procs.added -= n
-	if runtime.GOMAXPROCS(0) != procs.set {
+	n := runtime.GOMAXPROCS(0)
+	switch {
+	case len(procs.shares) == 0:
+		procs.own, procs.base = isOwnProcs(n), 0
+		if procs.own && here.procs() == n { // Else the runtime sees them otherwise, and there is no following it.
+			procs.base = n
+		}
+	case n != procs.set:
+		procs.own, procs.base = false, 0 // Somebody has set it, to a number in which the others have no share.
+		for _, o := range procs.shares {
+			o.added = 0
+		}
+		procs.added = 0
+	}
+	s.added = s.above(n)
+	procs.shares = append(procs.shares, s)
+	procs.added += s.added
+	procs.set = n + s.added
+	if s.added != 0 || s.fixed > 0 { // What is fixed is not to be updated.
+		runtime.GOMAXPROCS(procs.set)
+	}
+}
+
+// giveProcs takes a share away again, unless somebody else has set GOMAXPROCS to something of their own meanwhile. After the last one,
+// the runtime has it back.
+func giveProcs(s *procsShare) {
+	procs.mu.Lock()
+	defer procs.mu.Unlock()
+	procs.shares = slices.DeleteFunc(procs.shares, func(o *procsShare) bool { return o == s })
+	procs.added -= s.added
+	switch {
+	case runtime.GOMAXPROCS(0) != procs.set:
+	case len(procs.shares) == 0 && procs.own:
+		elsewhere(runtime.SetDefaultGOMAXPROCS)
+	case s.added != 0:
+		procs.set -= s.added
+		runtime.GOMAXPROCS(procs.set)
+	}
+}
+
+// followProcs does what the runtime would: it has GOMAXPROCS follow the CPUs and the quota. What somebody has set is left alone.
+func followProcs(here surroundings) {
+	procs.mu.Lock()
+	defer procs.mu.Unlock()
+	base := here.procs()
+	isFixed := func(s *procsShare) bool { return s.fixed > 0 }
+	if procs.base == 0 || procs.base == base || len(procs.shares) == 0 || runtime.GOMAXPROCS(0) != procs.set || slices.ContainsFunc(procs.shares, isFixed) {
 		return
 	}
-	procs.set -= n
+	procs.base, procs.set = base, base
+	for _, s := range procs.shares {
+		s.added = s.above(procs.set)
+		procs.set += s.added
+	}
+	procs.added = procs.set - base
 	runtime.GOMAXPROCS(procs.set)
 }
 
@@ -72,7 +157,7 @@ func procsChanged() (now int, changed bool) {
 	procs.mu.Lock()
 	defer procs.mu.Unlock()
 	now = runtime.GOMAXPROCS(0)
-	if now == procs.set || procs.added == 0 {
+	if now == procs.set || len(procs.shares) == 0 {
 		procs.seen = 0
 		return now, false
 	}

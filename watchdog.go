@@ -182,6 +182,7 @@ func (w *watchdog) look() (active bool) {
 	var around surroundings
 	if repin {
 		w.pinned, around = time.Now(), surroundingsNow()
+		followProcs(around)
 	}
 	for l, seen := range w.loops {
 		if repin {
