@@ -82,12 +82,17 @@ test-matrix: ## all tests on io_uring under the race detector, with what kernels
 test-direct: ## all tests on io_uring with direct descriptors, under the race detector (about 5 minutes)
 	POLLUX_BACKEND=io_uring POLLUX_DIRECT=1000 $(GO) test -race -timeout 20m .
 
+# The tests of the test module that run handlers. Each takes both backends. The others are of the net API, whose poller is the
+# same whatever the backend and Dispatch are.
+HANDLERS := TestMixed|TestDetached|TestNettest/.*/detached|TestHTTP/events
+
 .PHONY: test-dispatch
-test-dispatch: ## all tests with handlers on the loops only, and on workers only, with cgo, without, and under the race detector (about 20 minutes)
+test-dispatch: ## what test does with steal, with handlers on the loops only, and on workers only, with cgo, without, and under the race detector (about 20 minutes)
 	@for dispatch in inline workers; do \
 		echo "handlers: $$dispatch"; \
 		export POLLUX_DISPATCH=$$dispatch; \
-		CGO_ENABLED=0 $(GO) test . && $(GO) test -race -timeout 20m . && (cd test && $(GO) test -race $(PACKAGES)) || exit 1; \
+		CGO_ENABLED=0 $(GO) test . && $(GO) test -race -timeout 20m . || exit 1; \
+		(cd test && CGO_ENABLED=0 $(GO) test -run '$(HANDLERS)' . && $(GO) test -race -run '$(HANDLERS)' .) || exit 1; \
 	done
 	@echo "handlers: steal, every turn with two events shared"
 	POLLUX_TEST_BACKLOG=all $(GO) test -race -timeout 20m .

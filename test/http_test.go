@@ -40,7 +40,8 @@ type site struct {
 type siteMode struct {
 	network string
 	tls, h2 bool
-	ours    bool // the client dials with pollux too
+	ours    bool        // the client dials with pollux too
+	events  pollux.Kind // not empty: the server's connections are of the event API, on this backend
 }
 
 func (m siteMode) String() string {
@@ -55,18 +56,25 @@ func (m siteMode) String() string {
 	if m.ours {
 		client = "pollux"
 	}
+	if m.events != "" {
+		return fmt.Sprintf("events of %s, %s over %s from %s", m.events, protocol, m.network, client)
+	}
 	return fmt.Sprintf("%s over %s from %s", protocol, m.network, client)
 }
 
-// siteModes is every way of serving.
+// siteModes is every way of serving. net/http reads and writes connections from goroutines of its own: on those of the net API
+// no handler runs, and neither the backend nor Dispatch matters. On those of the event API, every byte goes through handlers.
 func siteModes() (modes []siteMode) {
 	for _, ours := range []bool{false, true} {
 		modes = append(modes,
-			siteMode{"tcp", false, false, ours},
-			siteMode{"unix", false, false, ours},
-			siteMode{"tcp", true, false, ours},
-			siteMode{"tcp", true, true, ours},
+			siteMode{"tcp", false, false, ours, ""},
+			siteMode{"unix", false, false, ours, ""},
+			siteMode{"tcp", true, false, ours, ""},
+			siteMode{"tcp", true, true, ours, ""},
 		)
+	}
+	for _, kind := range kinds() {
+		modes = append(modes, siteMode{"tcp", false, false, false, kind}, siteMode{"tcp", true, true, false, kind})
 	}
 	return modes
 }
@@ -81,10 +89,14 @@ func eachSite(t *testing.T, h http.Handler, test func(t *testing.T, s *site, m s
 
 func newSite(t *testing.T, m siteMode, h http.Handler, configure func(*http.Server)) *site {
 	t.Helper()
-	us := ours(t)
+	us := oursOn(t, m.events)
 	s := &site{server: httptest.NewUnstartedServer(h), clients: std}
 	s.server.Listener.Close()
-	s.server.Listener = us.mustListen(t, m.network)
+	if m.events != "" {
+		s.server.Listener = newEventListener(t, us.engine)
+	} else {
+		s.server.Listener = us.mustListen(t, m.network)
+	}
 	s.server.EnableHTTP2 = m.h2
 	s.server.Config.ConnState = func(_ net.Conn, state http.ConnState) {
 		if state == http.StateNew {
@@ -427,6 +439,7 @@ func TestHTTPHijack(t *testing.T) {
 		}
 		fmt.Fprintf(conn, " (%d bytes)", n)
 	})
+	ofPollers := int64(0)
 	for _, m := range siteModes() {
 		if m.tls {
 			continue
@@ -435,6 +448,9 @@ func TestHTTPHijack(t *testing.T) {
 			t.Run(fmt.Sprintf("%v, %d bytes early", m, len(early)), func(t *testing.T) {
 				s := newSite(t, m, h, nil)
 				for range 20 {
+					if m.events == "" {
+						ofPollers++
+					}
 					c := s.raw(t)
 					if _, err := io.WriteString(c, "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc"+early); err != nil {
 						t.Fatal(err)
@@ -460,8 +476,8 @@ func TestHTTPHijack(t *testing.T) {
 			})
 		}
 	}
-	if !t.Failed() && pollers.Load() == 0 {
-		t.Error("no connection was a *pollux.NetConn")
+	if !t.Failed() && pollers.Load() != ofPollers {
+		t.Errorf("%d connections were a *pollux.NetConn, want %d", pollers.Load(), ofPollers)
 	}
 }
 
@@ -519,6 +535,9 @@ func (r *touchReader) Read(b []byte) (int, error) {
 func TestHTTPShutdown(t *testing.T) {
 	const requests = 10
 	for _, m := range siteModes() {
+		if m.events != "" {
+			continue // A service of the event API closes its listeners and its connections together.
+		}
 		t.Run(m.String(), func(t *testing.T) {
 			entered, release := make(chan struct{}, requests), make(chan struct{})
 			s := newSite(t, m, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -771,8 +790,10 @@ func TestHTTP2Cancel(t *testing.T) {
 		}
 		_, _ = io.Copy(w, io.LimitReader(&pattern{}, n))
 	})
-	for _, ours := range []bool{false, true} {
-		m := siteMode{"tcp", true, true, ours}
+	for _, m := range siteModes() {
+		if !m.h2 {
+			continue
+		}
 		t.Run(m.String(), func(t *testing.T) {
 			s := newSite(t, m, h, nil)
 			s.do(t, "GET", "/", nil) // Now there is a connection.

@@ -311,3 +311,65 @@ func (e *eventConn) setDeadline(t time.Time, directions ...int) error {
 func (e *eventConn) SetDeadline(t time.Time) error      { return e.setDeadline(t, reading, writing) }
 func (e *eventConn) SetReadDeadline(t time.Time) error  { return e.setDeadline(t, reading) }
 func (e *eventConn) SetWriteDeadline(t time.Time) error { return e.setDeadline(t, writing) }
+
+// An eventListener is a net.Listener whose connections are of the event API.
+type eventListener struct {
+	service  *pollux.Service
+	accepted chan *eventConn
+	closed   chan struct{}
+	once     sync.Once
+}
+
+// newEventListener listens until the test ends. A service closes its listener together with its connections, so that Close only
+// ends Accept: what is accepted later is closed at once.
+func newEventListener(t *testing.T, e *pollux.Engine) *eventListener {
+	t.Helper()
+	l := &eventListener{accepted: make(chan *eventConn), closed: make(chan struct{})}
+	service, err := e.Bind(eventConns{l}, "tcp://127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.service = service
+	t.Cleanup(func() {
+		if err := service.Shutdown(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return l
+}
+
+func (l *eventListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.accepted:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *eventListener) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return nil
+}
+
+func (l *eventListener) Addr() net.Addr { return l.service.Addrs()[0] }
+
+// eventConns is the handler of many eventConn.
+type eventConns struct{ l *eventListener }
+
+func (h eventConns) OnOpen(c *pollux.Conn) error {
+	e := newEventConn()
+	c.SetContext(e)
+	_ = e.OnOpen(c)
+	select {
+	case h.l.accepted <- e: // Accept is about to be called again, if it is not waiting.
+		return nil
+	case <-h.l.closed:
+		return net.ErrClosed
+	}
+}
+
+func (eventConns) OnData(c *pollux.Conn) error       { return c.Context().(*eventConn).OnData(c) }
+func (eventConns) OnEOF(c *pollux.Conn) error        { return c.Context().(*eventConn).OnEOF(c) }
+func (eventConns) OnWritable(c *pollux.Conn) error   { return c.Context().(*eventConn).OnWritable(c) }
+func (eventConns) OnClose(c *pollux.Conn, err error) { c.Context().(*eventConn).OnClose(c, err) }

@@ -14,9 +14,11 @@ import (
 )
 
 // TestNettest holds connections of package net, of the net API and of Detach against the contract of net.Conn, every
-// kind with every other one.
+// kind with every other one. What is detached has been accepted or dialed by a loop of either backend, and given away by a
+// handler; from then on it is the net API's. TestMixedBackends is the same for connections whose every byte goes through
+// handlers.
 func TestNettest(t *testing.T) {
-	kinds := []struct{ name, server, client string }{
+	pairs := []struct{ name, server, client string }{
 		{"both", "pollux", "pollux"},
 		{"server", "pollux", "std"},
 		{"client", "std", "pollux"},
@@ -26,15 +28,22 @@ func TestNettest(t *testing.T) {
 		{"detached and dialed", "detached", "pollux"},
 	}
 	for _, network := range []string{"tcp", "unix"} {
-		for _, kind := range kinds {
-			t.Run(network+"/"+kind.name, func(t *testing.T) {
-				us := ours(t)
-				nettest.TestConn(t, func() (s, c net.Conn, stop func(), err error) {
-					return makePipe(t, us, kind.server, kind.client, network)
+		for _, pair := range pairs {
+			if pair.server != "detached" && pair.client != "detached" {
+				t.Run(network+"/"+pair.name, func(t *testing.T) { testPipe(t, ours(t), pair.server, pair.client, network) })
+				continue
+			}
+			for _, kind := range kinds() {
+				t.Run(network+"/"+pair.name+" from "+string(kind), func(t *testing.T) {
+					testPipe(t, oursOn(t, kind), pair.server, pair.client, network)
 				})
-			})
+			}
 		}
 	}
+}
+
+func testPipe(t *testing.T, us stack, server, client, network string) {
+	nettest.TestConn(t, func() (s, c net.Conn, stop func(), err error) { return makePipe(t, us, server, client, network) })
 }
 
 func makePipe(t *testing.T, us stack, server, client, network string) (s, c net.Conn, stop func(), err error) {
@@ -102,54 +111,57 @@ func (d *detacher) OnOpen(c *pollux.Conn) error {
 // repeats no byte, however small the reads are, and that a past deadline does not consume what was buffered either.
 func TestDetachedReadsWhatWasBuffered(t *testing.T) {
 	for _, network := range []string{"tcp", "unix"} {
-		t.Run(network, func(t *testing.T) {
-			us := ours(t)
-			h := &lateDetacher{conns: make(chan net.Conn, 1), closed: make(chan error, 1)}
-			service, err := us.engine.Bind(h, network+"://"+localAddress(t, network))
-			if err != nil {
-				t.Fatal(err)
-			}
-			client, err := net.Dial(network, service.Addrs()[0].String())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer client.Close()
-			if _, err := client.Write([]byte("GET buffered")); err != nil {
-				t.Fatal(err)
-			}
-			conn := await(t, "Detach", h.conns)
-			defer conn.Close()
-			if err := await(t, "OnClose", h.closed); !errors.Is(err, pollux.ErrDetached) {
-				t.Errorf("OnClose got %v, want ErrDetached", err)
-			}
-			if err := conn.SetReadDeadline(past); err != nil {
-				t.Fatal(err)
-			}
-			if n, err := conn.Read(make([]byte, 3)); n != 0 || !isTimeout(err) {
-				t.Errorf("Read after a past deadline = %d, %v; want 0 and a timeout", n, err)
-			}
-			if err := conn.SetReadDeadline(never); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := client.Write([]byte(", and what came after")); err != nil {
-				t.Fatal(err)
-			}
-			if err := client.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
-				t.Fatal(err)
-			}
-			var all []byte
-			for piece := make([]byte, 3); ; {
-				n, err := conn.Read(piece)
-				all = append(all, piece[:n]...)
-				if err != nil {
-					expectEOF(t, err)
-					break
-				}
-			}
-			if want := "buffered, and what came after"; string(all) != want {
-				t.Errorf("read %q, want %q", all, want)
-			}
-		})
+		for _, kind := range kinds() {
+			t.Run(network+" from "+string(kind), func(t *testing.T) { testDetachedReads(t, oursOn(t, kind), network) })
+		}
+	}
+}
+
+func testDetachedReads(t *testing.T, us stack, network string) {
+	h := &lateDetacher{conns: make(chan net.Conn, 1), closed: make(chan error, 1)}
+	service, err := us.engine.Bind(h, network+"://"+localAddress(t, network))
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := net.Dial(network, service.Addrs()[0].String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if _, err := client.Write([]byte("GET buffered")); err != nil {
+		t.Fatal(err)
+	}
+	conn := await(t, "Detach", h.conns)
+	defer conn.Close()
+	if err := await(t, "OnClose", h.closed); !errors.Is(err, pollux.ErrDetached) {
+		t.Errorf("OnClose got %v, want ErrDetached", err)
+	}
+	if err := conn.SetReadDeadline(past); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := conn.Read(make([]byte, 3)); n != 0 || !isTimeout(err) {
+		t.Errorf("Read after a past deadline = %d, %v; want 0 and a timeout", n, err)
+	}
+	if err := conn.SetReadDeadline(never); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.Write([]byte(", and what came after")); err != nil {
+		t.Fatal(err)
+	}
+	if err := client.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	var all []byte
+	for piece := make([]byte, 3); ; {
+		n, err := conn.Read(piece)
+		all = append(all, piece[:n]...)
+		if err != nil {
+			expectEOF(t, err)
+			break
+		}
+	}
+	if want := "buffered, and what came after"; string(all) != want {
+		t.Errorf("read %q, want %q", all, want)
 	}
 }
 

@@ -26,8 +26,24 @@ type stack struct {
 // std is package net.
 var std = stack{name: "std"}
 
-// ours returns pollux. The test fails if it leaves behind a descriptor or a goroutine.
+// ours returns pollux. The test fails if it leaves behind a descriptor or a goroutine. It is for the net API, whose poller is
+// epoll and an ordinary goroutine whatever the configuration says: neither the backend nor Dispatch reaches it.
 func ours(t testing.TB) stack {
+	t.Helper()
+	return oursOn(t, "")
+}
+
+// kinds are the backends that handlers are tested on: both, or the one that POLLUX_BACKEND names.
+func kinds() []pollux.Kind {
+	if kind := os.Getenv("POLLUX_BACKEND"); kind != "" {
+		return []pollux.Kind{pollux.Kind(kind)}
+	}
+	return []pollux.Kind{pollux.KindEpoll, pollux.KindUring}
+}
+
+// oursOn is ours for what has handlers, which run on a backend's loops as POLLUX_DISPATCH says. The test is skipped where the
+// backend does not work.
+func oursOn(t testing.TB, kind pollux.Kind) stack {
 	t.Helper()
 	testutil.CheckLeaks(t)
 	config, err := pollux.ConfigFromEnv(os.LookupEnv)
@@ -35,7 +51,16 @@ func ours(t testing.TB) stack {
 		t.Fatal(err)
 	}
 	config.Loops = 1
+	if kind != "" {
+		config.Backend = kind
+	}
+	if config.Backend == pollux.KindEpoll {
+		config.UringFeatures = ""
+	}
 	e, err := pollux.New(config)
+	if err != nil && kind == pollux.KindUring {
+		t.Skip(err)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
