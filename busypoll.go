@@ -32,21 +32,33 @@ func (e *Engine) busyPollLoop(b any) {
 	}
 }
 
-// busyPollSocket has a TCP socket, and those that are accepted from it, ask for it.
+// busyPollSocket has a TCP socket, and those that are accepted from it, ask for it: a receive that finds nothing looks at the
+// card's queue once, and between looks the card's interrupt may stay off for longer (SO_PREFER_BUSY_POLL).
+//
+// It asks whether or not there is a NAPI id (SO_INCOMING_NAPI_ID): a listener never has one, a connection has one only once a
+// packet has come, and it changes when the packets take another queue. The kernel looks at each receive, and does nothing where
+// there is none, so that on loopback the two options cost a compare. See socket(7) and the kernel's
+// Documentation/networking/napi.rst, "Busy polling"; the waits themselves need neither option.
 func (e *Engine) busyPollSocket(fd int) {
 	if e.config.BusyPoll == 0 {
 		return
 	}
-	usecs := int(e.config.BusyPoll / time.Microsecond)
-	for _, option := range [][2]int{{sys.SO_BUSY_POLL, usecs}, {sys.SO_PREFER_BUSY_POLL, 1}} {
-		switch errno := sys.SetsockoptInt(fd, sys.SOL_SOCKET, option[0], option[1]); errno {
+	for _, option := range []struct {
+		name          string
+		number, value int
+		needs         string
+	}{
+		{"SO_BUSY_POLL", sys.SO_BUSY_POLL, int(e.config.BusyPoll / time.Microsecond), "CAP_NET_ADMIN where it is more than net.core.busy_read"},
+		{"SO_PREFER_BUSY_POLL", sys.SO_PREFER_BUSY_POLL, 1, "CAP_NET_ADMIN"},
+	} {
+		switch errno := sys.SetsockoptInt(fd, sys.SOL_SOCKET, option.number, option.value); errno {
 		case 0:
+			continue
 		case sys.EPERM:
-			e.refused(fmt.Errorf("poll a socket busily: %w: to raise it above net.core.busy_read needs CAP_NET_ADMIN", errno))
-			return
+			e.refused(fmt.Errorf("poll a socket busily: set %s: %w: it needs %s", option.name, errno, option.needs))
 		default:
-			e.refused(fmt.Errorf("poll a socket busily: %w", errno))
-			return
+			e.refused(fmt.Errorf("poll a socket busily: set %s: %w", option.name, errno))
 		}
+		return
 	}
 }

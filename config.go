@@ -59,8 +59,9 @@ type Config struct {
 	Spin time.Duration
 
 	// BusyPoll is for how long a wait looks at the receive queues of the network card before it sleeps, in whole microseconds up to
-	// 10 ms: the kernel's NAPI busy polling, since Linux 6.9. TCP connections of handlers ask for it, too, which needs CAP_NET_ADMIN
-	// where it is more than net.core.busy_read. It does nothing on loopback and on unix sockets. 0: not at all.
+	// 10 ms: the kernel's NAPI busy polling, since Linux 6.9. TCP connections of handlers ask for it, too (SO_BUSY_POLL and
+	// SO_PREFER_BUSY_POLL), which needs CAP_NET_ADMIN: without it the waits alone do so, and the log says it. It does nothing on
+	// loopback and on unix sockets, which have no NAPI id. 0: not at all.
 	BusyPoll time.Duration
 
 	// Dispatch says where handlers run. "inline": on the event loops, so they must not block. "steal": there too; on epoll, once

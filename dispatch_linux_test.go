@@ -1149,37 +1149,106 @@ func TestWorkersGatherNothing(t *testing.T) {
 	})
 }
 
-// TestBusyPoll sets busy polling, which this machine's loopback has no use for, and refuses it: the engine runs in each case, and
-// says what is lacking.
+// TestBusyPoll sets busy polling, which this machine's loopback has no use for, and refuses each part of it: the engine runs in
+// each case, and says what was refused, and what it needs.
 func TestBusyPoll(t *testing.T) {
+	const ring, set, socket = "uring.(*Ring).BusyPoll", "sys.EpollBusyPoll", "pollux.(*Engine).busyPollSocket"
 	eachBackend(t, func(t *testing.T, config Config) {
-		for _, refused := range []sys.Errno{0, sys.EPERM, sys.ENOTTY, sys.EINVAL} {
-			t.Run(fmt.Sprint(int(refused)), func(t *testing.T) {
+		for name, refused := range map[string]struct {
+			by    string // the function that makes the call
+			nth   int64  // of its calls, from 1 on; 0: all
+			errno sys.Errno
+			want  string // in the log; empty: nothing
+		}{
+			"nothing":                     {},
+			"an old epoll":                {set, 0, sys.ENOTTY, "poll busily on epoll: inappropriate ioctl for device: it came with Linux 6.9"},
+			"epoll by a policy":           {set, 0, sys.EPERM, "poll busily on epoll: operation not permitted: a security policy refuses it"},
+			"an old io_uring":             {ring, 0, sys.EINVAL, "poll busily on io_uring: invalid argument: it came with Linux 6.9"},
+			"io_uring by a policy":        {ring, 0, sys.EPERM, "poll busily on io_uring: operation not permitted: a security policy refuses it"},
+			"more than busy_read":         {socket, 1, sys.EPERM, "set SO_BUSY_POLL: operation not permitted: it needs CAP_NET_ADMIN where it is more than net.core.busy_read"},
+			"no CAP_NET_ADMIN":            {socket, 2, sys.EPERM, "set SO_PREFER_BUSY_POLL: operation not permitted: it needs CAP_NET_ADMIN"},
+			"an option that is not there": {socket, 2, sys.ENOPROTOOPT, "set SO_PREFER_BUSY_POLL: protocol not available"},
+		} {
+			if refused.by == set && config.Backend != KindEpoll || refused.by == ring && config.Backend != KindUring {
+				continue
+			}
+			t.Run(name, func(t *testing.T) {
 				testutil.CheckLeaks(t)
 				log := &lines{}
 				config.BusyPoll, config.Logger = 50*time.Microsecond, log.logger()
-				var asked [sys.Ops]atomic.Int64
-				if refused != 0 {
-					testutil.InjectFaults(t, func(op sys.Op, fd int) sys.Fault {
-						asked[op].Add(1)
-						if op == sys.OpIoctl && fd >= 0 && refused != sys.EPERM || op == sys.OpSetsockopt && refused == sys.EPERM && asked[op].Load() > 5 {
-							return sys.Fault{Errno: refused}
-						}
+				var calls atomic.Int64
+				testutil.InjectFaults(t, func(op sys.Op, fd int) sys.Fault {
+					if refused.by == "" || op != sys.OpIoctl && op != sys.OpUringRegister && op != sys.OpSetsockopt || !calledBy(refused.by) {
 						return sys.Fault{}
-					})
-				}
+					}
+					if n := calls.Add(1); refused.nth != 0 && refused.nth != n {
+						return sys.Fault{}
+					}
+					return sys.Fault{Errno: refused.errno}
+				})
 				e := newEngine(t, config)
 				s, a := bind(t, e, "tcp", echo{})
 				c := dial(t, s.Addrs()[0])
 				roundTrip(t, c, "hello")
 				c.Close()
 				a.wait(t, 1)
-				if refused == sys.ENOTTY && config.Backend == KindEpoll {
-					if all := strings.Join(log.all(), "\n"); !strings.Contains(all, "Linux 6.9") {
-						t.Errorf("the log says %q", all)
-					}
+				if refused.by == "" {
+					return // The kernel may refuse it by itself.
+				}
+				if all := strings.Join(log.all(), "\n"); calls.Load() == 0 || strings.Count(all, refused.want) != 1 {
+					t.Errorf("after %d calls the log says %q, want once %q", calls.Load(), all, refused.want)
 				}
 			})
+		}
+	})
+}
+
+// calledBy tells whether a function, by the end of its name, is among the caller's callers.
+func calledBy(name string) bool {
+	var pcs [32]uintptr
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(1, pcs[:])])
+	for {
+		f, more := frames.Next()
+		if strings.HasSuffix(f.Function, name) {
+			return true
+		}
+		if !more {
+			return false
+		}
+	}
+}
+
+// TestBusyPollWithoutCapability takes CAP_NET_ADMIN away from the thread that binds: the kernel itself refuses one of the options,
+// and the line in the log names it. Without the capability from the start, it is the same.
+func TestBusyPollWithoutCapability(t *testing.T) {
+	eachBackend(t, func(t *testing.T, config Config) {
+		testutil.CheckLeaks(t)
+		log := &lines{}
+		config.BusyPoll, config.Logger = 50*time.Microsecond, log.logger()
+		e := newEngine(t, config)
+		bind(t, e, "tcp", echo{}) // Now the loops' threads are there, and keep the capability.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var before [2]unix.CapUserData
+		if err := unix.Capget(&header, &before[0]); err != nil {
+			t.Fatal(err)
+		}
+		without := before
+		without[0].Effective &^= 1 << unix.CAP_NET_ADMIN
+		if err := unix.Capset(&header, &without[0]); err != nil {
+			t.Fatal(err)
+		}
+		s, _ := bind(t, e, "tcp", echo{})
+		if err := unix.Capset(&header, &before[0]); err != nil {
+			t.Fatal(err)
+		}
+		c := dial(t, s.Addrs()[0])
+		roundTrip(t, c, "hello")
+		c.Close()
+		all := strings.Join(log.all(), "\n")
+		if !strings.Contains(all, "BUSY_POLL: operation not permitted: it needs CAP_NET_ADMIN") {
+			t.Errorf("the log says %q", all)
 		}
 	})
 }
