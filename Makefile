@@ -37,6 +37,7 @@ lint: ## gofmt, vet and staticcheck, and builds for other systems
 	@out=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); [ -z "$$out" ] || { echo "gofmt would change:"; echo "$$out"; exit 1; }
 	@for m in $(MODULES); do echo "vet and staticcheck $$m"; (cd $$m && $(GO) vet $(PACKAGES) && $(STATICCHECK) $(PACKAGES)) || exit 1; done
 	GOARCH=arm64 $(GO) vet . ./poller ./cgo ./scheduler ./internal/sys
+	@GOARCH=386 $(GO) build ./internal/sys 2>&1 | grep -q polluxNeeds64Bits || { echo "386 must not build: internal/sys/bits_linux.go"; exit 1; }
 	GOOS=darwin $(GO) vet . ./poller ./cgo ./scheduler ./internal/sys
 	GOOS=windows $(GO) vet . ./poller ./cgo ./scheduler ./internal/sys
 

@@ -31,5 +31,6 @@
 // The rule of concurrency for handlers: one callback of a connection runs at a time, and what another goroutine may
 // call is said at each method of [Conn]. Callbacks must not block.
 //
-// On systems other than Linux the package builds, and [New] returns an error that is errors.ErrUnsupported.
+// On systems other than Linux the package builds, and [New] returns an error that is errors.ErrUnsupported. On Linux it needs 64
+// bits: it is tested on amd64 and builds on arm64; on 386 and arm it does not build.
 package pollux
