@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"runtime/pprof"
 	"slices"
 	"strings"
@@ -18,6 +19,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/pollux-go/pollux/internal/host"
 	"github.com/pollux-go/pollux/internal/sys"
@@ -228,6 +230,100 @@ func TestF11GoexitInClose(t *testing.T) {
 	})
 }
 
+// TestF14CollectorAndHeap has Go collect a large heap all the time, with its stops of the world and its assists, while peers send
+// more than the handlers keep up with. No byte is lost, nothing overflows, and no wake-up is.
+func TestF14CollectorAndHeap(t *testing.T) {
+	live, clients, records := 64<<20, 24, 20
+	if os.Getenv("POLLUX_TEST_LONG") != "" {
+		live, records = 1<<30, 200
+	}
+	type node struct {
+		next *node
+		_    [7]uintptr
+	}
+	var heap *node // Pointers, which the collector has to follow.
+	for range live / int(unsafe.Sizeof(node{})) {
+		heap = &node{next: heap}
+	}
+	defer runtime.KeepAlive(&heap)
+	eachBackend(t, func(t *testing.T, config Config) {
+		testutil.CheckLeaks(t)
+		defer debug.SetGCPercent(debug.SetGCPercent(1))
+		e := newEngine(t, config)
+		s, a := bind(t, e, "tcp", funcs{data: func(c *Conn) error {
+			garbage.Store(new([4 << 10]byte)) // The handler pays for the collection, too.
+			return echo{}.OnData(c)
+		}, writable: echo{}.OnWritable})
+		var stop atomic.Bool
+		var collector sync.WaitGroup
+		collector.Go(func() {
+			for !stop.Load() {
+				runtime.GC()
+			}
+		})
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		exchangeAll(t, s.Addrs()[0], clients, records, 20_000)
+		runtime.ReadMemStats(&after)
+		stop.Store(true)
+		collector.Wait()
+		a.wait(t, clients)
+		if after.NumGC == before.NumGC {
+			t.Error("nothing was collected meanwhile")
+		}
+		if got := e.Stats().Rescues; got != 0 {
+			t.Errorf("%d lost wake-ups", got)
+		}
+		if config.Backend == KindUring {
+			if sum, _ := uringTotals(t, e); sum.overflows != 0 {
+				t.Errorf("%d overflows", sum.overflows)
+			}
+		}
+	})
+}
+
+// TestF15SpinStops has events come later than a spin lasts: a loop that finds out whether spinning pays does so no more, and
+// begins on its own only where there are CPUs to spare. That is all that is promised. A spin of a length that somebody has set goes
+// on whoever else wants the CPU: the loop does not look.
+func TestF15SpinStops(t *testing.T) {
+	spare := len(host.Affinity()) > 2 && host.CPUQuota().CPUs == 0
+	if budget, adaptive := (&Config{Spin: SpinAuto}).spinBudget(surroundingsNow().roomy()); spare != (budget > 0) || spare != adaptive {
+		t.Errorf("with CPUs to spare %t, the spin is %v, adaptive %t", spare, budget, adaptive)
+	}
+	eachBackend(t, func(t *testing.T, config Config) {
+		testutil.CheckLeaks(t)
+		config.Loops, config.Dispatch = 1, DispatchInline // With a relief it would not spin.
+		e := newEngine(t, config)
+		s, _ := bind(t, e, "tcp", echo{})
+		c := dial(t, s.Addrs()[0])
+		defer c.Close()
+		rarely := func(pings int) (spins uint64) {
+			before := e.Stats().Loops[0].Spins
+			for range pings {
+				time.Sleep(time.Millisecond)
+				ping(t, c)
+			}
+			return e.Stats().Loops[0].Spins - before
+		}
+		set := func(adaptive bool) {
+			l := e.loops[0]
+			if err := l.inner.PostAlways(func() { l.inner.Spin(spinMoment, adaptive) }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		set(false)
+		const pings = 60
+		if spins := rarely(pings); spins < pings/2 {
+			t.Errorf("a set spin was tried %d times in %d waits", spins, pings)
+		}
+		set(true)
+		rarely(pings) // It finds out.
+		if spins := rarely(pings); spins > pings/4 {
+			t.Errorf("a spin that does not pay was tried %d times in %d waits", spins, pings)
+		}
+	})
+}
+
 // TestF16ProcsChange changes how many goroutines run at once, all the time.
 func TestF16ProcsChange(t *testing.T) {
 	eachBackend(t, func(t *testing.T, config Config) {
@@ -255,6 +351,10 @@ func TestF16ProcsChange(t *testing.T) {
 
 // TestF19CPUIsTaken moves a loop off its CPU, as a cpuset that shrinks does: it is pinned to what is left, and goes back when
 // its own is there again.
+//
+// F20, a CPU that is unplugged, is the same to the loop: the kernel gives a thread whose last CPU goes a wider mask, and the second
+// step is one that has been given a wider mask. No test unplugs one: it would take it from everything else on the machine, and many
+// machines cannot.
 func TestF19CPUIsTaken(t *testing.T) {
 	allowed := host.Affinity()
 	if len(allowed) < 2 {
