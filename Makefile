@@ -103,8 +103,8 @@ test-sweep: ## every system call of the scenarios fails once, with every error t
 	POLLUX_TEST_SWEEP=all $(GO) test -run 'Sweep' -timeout 30m .
 
 .PHONY: test-stress
-test-stress: ## the tests ten times, at 1, 2 and 4 Ps, under the race detector
-	$(GO) test -race -count=10 -cpu 1,2,4 -timeout 60m . ./poller ./internal/...
+test-stress: ## the tests ten times, at 1, 2, 4 and 8 Ps, under the race detector
+	$(GO) test -race -count=10 -cpu 1,2,4,8 -timeout 80m . ./poller ./internal/...
 
 .PHONY: soak
 soak: ## what takes long: 10^8 items through the scheduler, histories of 10^5 operations, 10,000 engines (about five minutes)
