@@ -102,6 +102,12 @@ test-dispatch: ## what test does with steal, with handlers on the loops only, an
 test-sweep: ## every system call of the scenarios fails once, with every error that makes sense
 	POLLUX_TEST_SWEEP=all $(GO) test -run 'Sweep' -timeout 30m .
 
+.PHONY: test-cgocheck
+test-cgocheck: ## the tests of what C sees, with a check of each pointer that is written, and with C's address sanitizer (two minutes, and a build of Go's packages)
+	GOEXPERIMENT=cgocheck2 $(GO) test ./cgo ./internal/uring
+	GOEXPERIMENT=cgocheck2 $(GO) test -run 'TestConformance|TestF[0-9]' .
+	$(GO) test -asan ./cgo
+
 .PHONY: test-stress
 test-stress: ## the tests ten times, at 1, 2, 4 and 8 Ps, under the race detector
 	$(GO) test -race -count=10 -cpu 1,2,4,8 -timeout 80m . ./poller ./internal/...
