@@ -44,7 +44,7 @@ func (l *loop) beAttended() {
 	l.inner.Attend(a.Pulse())
 }
 
-// dismiss ends the attendant, if there is one: then the calling thread is the only one that runs the loop.
+// dismiss ends the attendant, if there is one. It is for the thread that runs the loop.
 func (l *loop) dismiss() {
 	w := &l.attendance
 	w.mu.Lock()

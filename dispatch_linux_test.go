@@ -647,15 +647,25 @@ func TestLoopLends(t *testing.T) {
 }
 
 // TestReliefLate has callbacks not return in a loop that is not looked after, as nothing was slow before, or as that was of no use
-// lately. The watchdog has them relieved, and tells of them.
+// lately, or as its thread has SCHED_FIFO. The watchdog has them relieved, and tells of them.
 func TestReliefLate(t *testing.T) {
 	for name, config := range map[string]Config{
-		"as it is": {},
-		"hot":      {Hot: HotAlways, CPUs: "0"},
-		"spins":    {Spin: time.Millisecond},
+		"as it is":       {},
+		"hot":            {Hot: HotAlways, CPUs: "0"},
+		"spins":          {Spin: time.Millisecond},
+		"fifo":           {Sched: "fifo:2", CPUs: "0"},
+		"fifo, hot":      {Sched: "fifo:2", CPUs: "0", Hot: HotAlways},
+		"fifo, isolated": {Sched: "fifo:2", CPUs: "0", Isolate: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			testutil.CheckLeaks(t)
+			fifo := config.Sched != ""
+			switch {
+			case fifo && !config.Isolate && !cgo.Attends:
+				t.Skip("there are no attendants without cgo")
+			case config.Isolate && len(host.Affinity()) < 2:
+				t.Skip("it needs two CPUs")
+			}
 			log := new(lines)
 			config.Backend, config.Loops, config.Dispatch, config.Logger = KindEpoll, 1, DispatchSteal, log.logger()
 			e := newEngine(t, config)
@@ -667,8 +677,13 @@ func TestReliefLate(t *testing.T) {
 			s, a := bind(t, e, "tcp", h)
 			l := e.loops[0]
 			other := dial(t, s.Addrs()[0])
+			roundTrip(t, other, "hello")
+			if fifo && strings.Contains(strings.Join(log.all(), "\n"), "CAP_SYS_NICE") {
+				t.Skip("the process may not")
+			}
 			const n = 4
 			var conns [n]net.Conn
+			var stuck [n]int // the threads
 			for i := range conns {
 				unwatched := make(chan struct{})
 				if err := l.inner.Post(func() {
@@ -681,6 +696,10 @@ func TestReliefLate(t *testing.T) {
 					t.Fatal(err)
 				}
 				receive(t, "the loop", unwatched)
+				stuck[i] = int(l.thread.Load())
+				if sched, errno := sys.GetSched(stuck[i]); errno != 0 || sched.FIFO != fifo {
+					t.Errorf("before relief %d the loop's thread is scheduled as %+v (%v)", i+1, sched, errno)
+				}
 				conns[i] = dial(t, s.Addrs()[0])
 				what := "b"
 				if i%2 == 1 {
@@ -696,6 +715,18 @@ func TestReliefLate(t *testing.T) {
 				if got := e.Stats().Reliefs; got < uint64(i+1) {
 					t.Errorf("%d reliefs for %d callbacks that do not return", got, i+1)
 				}
+				for k, tid := range stuck[:i+1] { // Who was relieved has nothing of a loop's any more.
+					sched, errno := sys.GetSched(tid)
+					if errno != 0 || sched.FIFO {
+						t.Errorf("after relief %d, thread %d of those that are stuck is scheduled as %+v (%v)", i+1, k+1, sched, errno)
+					}
+					if cpus, errno := sys.AffinityOf(tid); fifo && !config.Isolate && (errno != 0 || !slices.Equal(cpus, host.Affinity())) {
+						t.Errorf("after relief %d, thread %d of those that are stuck may run on %v (%v)", i+1, k+1, cpus, errno)
+					}
+				}
+				if fifo && !config.Isolate && attendants(t) != 1 {
+					t.Errorf("%d attendants after %d reliefs", attendants(t), i+1)
+				}
 				if i == 0 {
 					eventually(t, "a log line", func() bool {
 						all := strings.Join(log.all(), "\n")
@@ -708,6 +739,9 @@ func TestReliefLate(t *testing.T) {
 			for i, c := range conns {
 				expect(t, c, []string{"b", "B"}[i%2])
 				c.Close()
+			}
+			if fifo { // Such a loop would be relieved late each time.
+				eventually(t, "the handler to be slow", s.pace.slow)
 			}
 			roundTrip(t, other, "over")
 			other.Close()

@@ -52,6 +52,7 @@ type errand struct {
 	began   int64  // with a relief: the instant at which the callback began
 	spent   spent  // and what the thread had spent before
 	lent    []byte // and the loop's buffer, which it may look at
+	weight  int32  // and the loop's slowWeight
 
 	// What the loop keeps meanwhile.
 	kept     kept

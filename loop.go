@@ -41,7 +41,6 @@ type loop struct {
 	cork    outbound // belongs to the current connection, under its mutex
 
 	movable  bool          // another thread can become the loop: see reliefs
-	late     bool          // and so if it is not looked after
 	errands  *errands      // nil: no callback goes to a worker
 	index    int           // of the engine's loops
 	away     atomic.Int64  // errands that workers have
@@ -121,7 +120,6 @@ func newLoop(e *Engine, b poller.Backend) *loop {
 	}
 	_, l.movable = b.(poller.Sharer)
 	l.movable = l.movable && e.config.Dispatch == DispatchSteal
-	l.late = l.movable && !l.pin.Sched.FIFO // As in relievable, whoever asks.
 	l.lookout.threads.Store(1)
 	l.lookout.spares.turns = make(chan struct{}, sparesMost)
 	return l

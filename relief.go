@@ -20,7 +20,8 @@ import (
 // hand-over where it is fast, and costs the others a moment where it is not; and where there are no others, nothing. In
 // particular no timer is set, turn by turn: on a virtual machine that may take five microseconds, each time.
 //
-// A loop that is not looked after is relieved, too, if the watchdog finds it stuck, 25 to 50 ms later: see relieveLate.
+// A loop that is not looked after is relieved, too, if the watchdog finds it stuck, 25 to 50 ms later: see relieveLate. So is one
+// whose thread has SCHED_FIFO, which never is looked after. Who was relieved is an ordinary thread from then on.
 //
 // Ownership. A loop's state belongs to the goroutine that has put a connection into loop.current, or took it out. While a
 // handler runs, whoever holds that connection's mutex and finds it there may take it out and is the loop from then on: the
@@ -92,8 +93,8 @@ const (
 	watchTurns = 1 << 12
 )
 
-// relievable tells whether another thread can become the loop. Where none can, handlers that are slow go to workers. A thread with
-// SCHED_FIFO would keep those off its CPU that are to relieve it.
+// relievable tells whether the loop can be looked after. Where it cannot, handlers that are slow go to workers. A thread with
+// SCHED_FIFO would keep the follower off its CPU.
 func (l *loop) relievable() bool { return l.movable && !l.lookout.failed.Load() && !l.pin.Sched.FIFO }
 
 // note counts a call that has ended now. It is true when the loop is to be looked after, or longer: when so many calls were slow
@@ -184,10 +185,13 @@ func (l *loop) follow() {
 }
 
 // relieveLate has a thread see to a callback that the watchdog has found running, in a loop that is not looked after: the first
-// slow one for long, say, which may never return. From then on the loop is looked after. The loop's state says so only to those
-// that own it, so the thread comes as a follower would, and is the owner before it has the loop shared.
+// slow one for long, say, which may never return. From then on the loop is looked after, if it can be. The loop's state says so only
+// to those that own it, so the thread comes as a follower would, and is the owner before it has the loop shared.
+//
+// With SCHED_FIFO, too: a callback that sleeps leaves its CPU to others, and one that computes has lost its priority to the attendant
+// by then, or has an isolated CPU, and those that relieve it have another one.
 func (l *loop) relieveLate(c *Conn, calls uint64) {
-	if !l.late || !l.lookout.threads.CompareAndSwap(1, 2) {
+	if !l.movable || !l.lookout.threads.CompareAndSwap(1, 2) {
 		return // Nobody can, or one does. A follower that was not needed any more leaves when it has an event; the watchdog asks again.
 	}
 	l.engine.reliefs.crew.Add(1)
@@ -319,7 +323,7 @@ func (l *loop) take(c *Conn, calls uint64, began int64) bool {
 	if r == nil {
 		return false
 	}
-	r.conn, r.what, r.began, r.spent = c, onAsync, began, l.spent
+	r.conn, r.what, r.began, r.spent, r.weight = c, onAsync, began, l.spent, l.slowWeight()
 	if began == 0 { // It was not clocked, and the watchdog has found it.
 		r.began = poller.Nanotime() - int64(stuckAfter)
 	}
@@ -374,6 +378,7 @@ func (l *loop) take(c *Conn, calls uint64, began int64) bool {
 		_ = sys.SetAffinity(old, l.lookout.usual)
 	}
 	if l.pin.Sched.Set {
+		l.dismiss() // First, or it might give the priority back. The next thread gets one of its own.
 		_ = sys.SetSched(old, sys.Sched{})
 	}
 	return true
@@ -466,7 +471,7 @@ func (l *loop) endStuck(err error) bool {
 	if slow {
 		r.loop.lookout.slowEnd.Store(true)
 	}
-	r.conn.service.pace.note(slow, reliefWeight)
+	r.conn.service.pace.note(slow, r.weight)
 	r.err = err
 	lent := r.lent
 	r.end()
