@@ -750,6 +750,58 @@ func TestReliefLate(t *testing.T) {
 	}
 }
 
+// TestReliefLateInVain has a callback end just before it is relieved late, and the loop looked after from then on: the thread that
+// came in vain is its follower.
+func TestReliefLateInVain(t *testing.T) {
+	testutil.CheckLeaks(t)
+	e := newEngine(t, Config{Backend: KindEpoll, Loops: 1, Dispatch: DispatchSteal})
+	h := newStuckHandler()
+	s, a := bind(t, e, "tcp", h)
+	c := dial(t, s.Addrs()[0])
+	roundTrip(t, c, "hello")
+	l := e.loops[0]
+	looks, goOn := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	testutil.InjectFaults(t, func(op sys.Op, tid int) sys.Fault {
+		if op == sys.OpClockGettime && tid != 0 { // What the callback does.
+			return sys.Fault{Before: func() { once.Do(func() { close(looks); <-goOn }) }}
+		}
+		return sys.Fault{}
+	})
+	io.WriteString(c, "b")
+	receive(t, "the handler", h.blocked)
+	receive(t, "the watchdog's thread", looks)
+	h.goOn <- struct{}{}
+	expect(t, c, "b")
+	shared := make(chan struct{})
+	if err := l.inner.Post(func() { l.beWatched(); close(shared) }); err != nil {
+		t.Fatal(err)
+	}
+	receive(t, "the loop", shared)
+	close(goOn)
+	eventually(t, "a follower", func() bool { return l.lookout.spares.isMember(int(l.thread.Load())) && membersOf(l) == 2 })
+	if n := l.lookout.threads.Load(); n != 2 || !l.inner.Shared() {
+		t.Errorf("%d threads; it is shared: %v", n, l.inner.Shared())
+	}
+	io.WriteString(c, "b") // Which is relieved as if nothing had happened.
+	receive(t, "the handler", h.blocked)
+	other := dial(t, s.Addrs()[0])
+	roundTrip(t, other, "meanwhile")
+	close(h.goOn)
+	expect(t, c, "b")
+	c.Close()
+	other.Close()
+	a.wait(t, 2)
+}
+
+// membersOf counts the threads that run a loop, or wait to.
+func membersOf(l *loop) int {
+	s := &l.lookout.spares
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.members)
+}
+
 // TestReliefEnds has callbacks whose loop was taken over end in every way.
 func TestReliefEnds(t *testing.T) {
 	boom := errors.New("boom")

@@ -141,7 +141,7 @@ func (l *loop) notWatched() {
 // callFollower has a spare thread wait beside the loop, or a new one, if none does.
 func (l *loop) callFollower() {
 	if !l.lookout.threads.CompareAndSwap(1, 2) {
-		return // One that is about to leave sees that the loop is shared, and stays: see man.
+		return // One that is about to leave sees that the loop is shared, and stays.
 	}
 	if !l.lookout.spares.call() {
 		l.engine.reliefs.crew.Add(1)
@@ -198,7 +198,12 @@ func (l *loop) relieveLate(c *Conn, calls uint64) {
 	go onOwnThread(func() {
 		if !l.takeLate(c, calls) {
 			l.lookout.threads.Add(-1)
-			l.engine.reliefs.crew.Done()
+			if !l.stays() { // The callback may have had the loop looked after as it ended: see callFollower.
+				l.engine.reliefs.crew.Done()
+				return
+			}
+			l.join()
+			l.man(l.inner.Follow)
 			return
 		}
 		l.thread.Store(int64(sys.Gettid()))
@@ -235,14 +240,25 @@ func (l *loop) man(run func() error) {
 	s := &l.lookout.spares
 	defer s.setMember(sys.Gettid(), false)
 	for l.serve(run) {
-		stays := l.inner.Shared() && l.lookout.threads.CompareAndSwap(1, 2)
-		if !stays && !s.wait() {
+		if !l.stays() && !s.wait() {
 			l.engine.reliefs.crew.Done()
 			return
 		}
 		l.join() // Who was relieved has lost its CPU, and its priority.
 		run = l.inner.Follow
 	}
+}
+
+// stays has the calling thread, which is free, be the loop's follower if the loop is shared and has none.
+func (l *loop) stays() bool {
+	for l.inner.Shared() && l.lookout.threads.CompareAndSwap(1, 2) {
+		// Once more: either this finds that the loop is not shared any more, or who ends it waits for this thread, in endShare.
+		if l.inner.Shared() {
+			return true
+		}
+		l.lookout.threads.Add(-1)
+	}
+	return false
 }
 
 // left ends a follower's time.
