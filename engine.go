@@ -25,6 +25,7 @@ type Engine struct {
 	log    *slog.Logger
 	conns  atomic.Int64 // with handlers
 	told   sync.Map     // warnings that were logged
+	teller teller
 
 	reliefs reliefs
 	stuck   atomic.Uint64 // callbacks that the watchdog has counted

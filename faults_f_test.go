@@ -3,6 +3,7 @@
 package pollux
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -61,6 +62,96 @@ func TestF10CallbackThatDoesNotReturn(t *testing.T) {
 			t.Errorf("%d lost wake-ups", got)
 		}
 	})
+}
+
+// logHandler calls a function for each line.
+type logHandler struct{ handle func(slog.Record) }
+
+func (h logHandler) Enabled(_ context.Context, level slog.Level) bool { return level >= slog.LevelWarn }
+func (h logHandler) Handle(_ context.Context, r slog.Record) error    { h.handle(r); return nil }
+func (h logHandler) WithAttrs([]slog.Attr) slog.Handler               { return h }
+func (h logHandler) WithGroup(string) slog.Handler                    { return h }
+
+// TestF10LoggerBlocks has the logger block that the watchdog tells of a callback: other engines come and go, and have their callbacks
+// looked at, and its own engine closes.
+func TestF10LoggerBlocks(t *testing.T) {
+	testutil.CheckLeaks(t)
+	told, goOn := make(chan struct{}, 100), make(chan struct{})
+	block := slog.New(logHandler{func(slog.Record) { told <- struct{}{}; <-goOn }})
+	defer close(goOn)
+	release := make(chan struct{})
+	stuck := funcs{data: func(c *Conn) error { <-release; return echo{}.OnData(c) }}
+	e := newEngine(t, Config{Loops: 1, Dispatch: DispatchInline, Logger: block})
+	s, _ := bind(t, e, "tcp", stuck)
+	c := dial(t, s.Addrs()[0])
+	io.WriteString(c, "x")
+	receive(t, "a line", told)
+	log := new(lines)
+	other := newEngine(t, Config{Loops: 1, Dispatch: DispatchInline, Logger: log.logger()})
+	so, _ := bind(t, other, "tcp", stuck)
+	co := dial(t, so.Addrs()[0])
+	io.WriteString(co, "x")
+	eventually(t, "the other engine's line", func() bool { return strings.Contains(strings.Join(log.all(), "\n"), "a callback has been running") })
+	close(release)
+	expect(t, c, "x")
+	expect(t, co, "x")
+	for i, e := range []*Engine{other, e} {
+		if err := e.Shutdown(t.Context()); err != nil {
+			t.Errorf("engine %d: %v", i, err)
+		}
+	}
+	if n := len(told); n != 0 {
+		t.Errorf("%d lines at once", n)
+	}
+}
+
+// TestF10LoggerCloses has the logger close the engine when the watchdog tells of a callback, and end its own goroutine for the next
+// engine.
+func TestF10LoggerCloses(t *testing.T) {
+	testutil.CheckLeaks(t)
+	for _, exits := range []bool{false, true} {
+		var e *Engine
+		var once sync.Once
+		release, closed := make(chan struct{}), make(chan error, 1)
+		e = newEngine(t, Config{Loops: 1, Dispatch: DispatchInline, Logger: slog.New(logHandler{func(slog.Record) {
+			once.Do(func() { close(release); closed <- e.Shutdown(context.Background()) })
+			if exits {
+				runtime.Goexit()
+			}
+		}})})
+		s, _ := bind(t, e, "tcp", funcs{data: func(c *Conn) error { <-release; return echo{}.OnData(c) }})
+		c := dial(t, s.Addrs()[0])
+		io.WriteString(c, "x")
+		if err := receive(t, "the close", closed); err != nil {
+			t.Error(err)
+		}
+		c.Close()
+	}
+}
+
+// TestTeller has a line block: as many as there is room for are written afterwards, in their order, though one ends its goroutine.
+func TestTeller(t *testing.T) {
+	testutil.CheckLeaks(t)
+	var w teller
+	began, goOn := make(chan struct{}), make(chan struct{})
+	w.tell(func() { close(began); <-goOn; runtime.Goexit() })
+	receive(t, "the first line", began)
+	wrote := make(chan int, 2*linesMost)
+	for i := range linesMost + 2 {
+		w.tell(func() { wrote <- i })
+	}
+	close(goOn)
+	for i := range linesMost {
+		if got := receive(t, "a line", wrote); got != i {
+			t.Fatalf("line %d comes as line %d", got, i)
+		}
+	}
+	eventually(t, "the end", func() bool { w.mu.Lock(); defer w.mu.Unlock(); return !w.runs })
+	if n := len(wrote); n != 0 {
+		t.Errorf("%d lines that there was no room for", n)
+	}
+	w.tell(func() { wrote <- 0 })
+	receive(t, "a line", wrote)
 }
 
 //go:noinline

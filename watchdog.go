@@ -18,7 +18,8 @@ import (
 // watchdog is the goroutine that looks after all loops of the process: it tells of callbacks that do not return, has them relieved
 // where nobody else does, and wakes loops that sleep while work waits for them, which would be a bug of ours.
 //
-// It looks every 25 ms as long as a loop does something, and sleeps otherwise; a loop that begins to do something wakes it.
+// It looks every 25 ms as long as a loop does something, and sleeps otherwise; a loop that begins to do something wakes it. It calls
+// nobody's logger itself: see teller.
 type watchdog struct {
 	mu    sync.Mutex // protects loops and ended
 	loops map[*loop]*watched
@@ -96,12 +97,14 @@ func (l *loop) repinTo(avoid []int) {
 		to = from[tid%len(from)]
 	}
 	if err := cgo.PinTo(tid, to); err != nil {
-		l.engine.refused(err)
+		l.engine.teller.tell(func() { l.engine.refused(err) })
 		return
 	}
 	l.attendance.pin(to)
 	l.cpu.Store(int32(to))
-	l.engine.log.Warn("pollux: the CPUs that the process may use have changed", "loop", l.pin.Name, "was on", cpu, "is on", to)
+	l.engine.teller.tell(func() {
+		l.engine.log.Warn("pollux: the CPUs that the process may use have changed", "loop", l.pin.Name, "was on", cpu, "is on", to)
+	})
 }
 
 // add has a loop watched until remove. The goroutine runs while there is one.
@@ -189,8 +192,10 @@ func (w *watchdog) look() (active bool) {
 			l.repin()
 			l.heed(around)
 			if n, changed := procsChanged(); changed {
-				l.engine.log.Warn("pollux: GOMAXPROCS was set while the event loops run: it is left so, and they may have to wait for a P (POLLUX_PROCS)",
-					"GOMAXPROCS", n)
+				l.engine.teller.tell(func() {
+					l.engine.log.Warn("pollux: GOMAXPROCS was set while the event loops run: it is left so, and they may have to wait for a P (POLLUX_PROCS)",
+						"GOMAXPROCS", n)
+				})
 			}
 		}
 		calls, running := l.calls.Load(), l.current.Load()
@@ -231,7 +236,9 @@ func (w *watchdog) look() (active bool) {
 		}
 		if n := l.inner.Counters().Rescues; n != seen.rescues {
 			seen.rescues = n
-			l.engine.log.Error("pollux: an event loop slept while work waited for it, and was woken: please report this", "loop", l.pin.Name)
+			l.engine.teller.tell(func() {
+				l.engine.log.Error("pollux: an event loop slept while work waited for it, and was woken: please report this", "loop", l.pin.Name)
+			})
 		}
 	}
 	return active
@@ -245,8 +252,11 @@ func (w *watchdog) tell(l *loop, seen *watched) {
 		if seen.relieved {
 			who = "its connection waits; the others of its loop have another thread"
 		}
-		l.engine.log.Warn("pollux: a callback has been running for more than "+(tellLooks*stuckAfter).String()+", and "+who,
-			"loop", l.pin.Name, "stack", l.stack(seen.thread))
+		stack := l.stack(seen.thread) // Now: the callback may end.
+		l.engine.teller.tell(func() {
+			l.engine.log.Warn("pollux: a callback has been running for more than "+(tellLooks*stuckAfter).String()+", and "+who,
+				"loop", l.pin.Name, "stack", stack)
+		})
 	}
 }
 
