@@ -33,6 +33,7 @@ type stuckHandler struct {
 	blocked, goOn chan struct{}
 	stuck         func(*Conn) // what it does after it was blocked by 'B'
 	loop          atomic.Pointer[loop]
+	thread        atomic.Int64 // that the last one was blocked on
 }
 
 func newStuckHandler() *stuckHandler {
@@ -42,6 +43,7 @@ func newStuckHandler() *stuckHandler {
 func (h *stuckHandler) OnData(c *Conn) error {
 	h.loop.Store(c.loop)
 	if b, _ := c.Peek(1); len(b) > 0 && (b[0] == 'b' || b[0] == 'B') {
+		h.thread.Store(int64(sys.Gettid()))
 		h.blocked <- struct{}{}
 		<-h.goOn
 		if b[0] == 'B' {
@@ -792,6 +794,73 @@ func TestReliefLateInVain(t *testing.T) {
 	c.Close()
 	other.Close()
 	a.wait(t, 2)
+}
+
+// TestReliefIsolated has callbacks relieved, early and late, of a loop that has its CPU for itself: whoever was relieved stays off that
+// CPU from the start, and may run everywhere again when the engine has closed.
+func TestReliefIsolated(t *testing.T) {
+	allowed := host.Affinity()
+	if len(allowed) < 2 {
+		t.Skip("it needs two CPUs")
+	}
+	testutil.CheckLeaks(t)
+	e := newEngine(t, Config{Backend: KindEpoll, Loops: 1, Dispatch: DispatchSteal, CPUs: itoa(allowed[0]), Isolate: true})
+	h := newStuckHandler()
+	s, a := bind(t, e, "tcp", h)
+	other := dial(t, s.Addrs()[0])
+	roundTrip(t, other, "hello")
+	l := e.loops[0]
+	var stuck []net.Conn
+	for _, early := range []bool{true, false} {
+		if early {
+			beSlow(t, h, other)
+		} else {
+			unwatched := make(chan struct{})
+			if err := l.inner.Post(func() {
+				if l.lookout.turns > 0 {
+					l.notWatched() // A follower may still wait, for an event.
+				}
+				l.lookout.after = poller.Nanotime() + int64(time.Hour)
+				close(unwatched)
+			}); err != nil {
+				t.Fatal(err)
+			}
+			receive(t, "the loop", unwatched)
+		}
+		var thread int64
+		before := e.Stats().Reliefs
+		for e.Stats().Reliefs == before { // Where the machine stands still, a worker may have it.
+			stuck = append(stuck, dial(t, s.Addrs()[0]))
+			io.WriteString(stuck[len(stuck)-1], "b")
+			receive(t, "the handler", h.blocked)
+			thread = h.thread.Load()
+			roundTrip(t, other, "meanwhile")
+		}
+		if cpus, errno := sys.AffinityOf(int(thread)); errno != 0 || !slices.Equal(cpus, allowed[1:]) {
+			t.Errorf("early %v: who was relieved may run on %v (%v), want %v", early, cpus, errno, allowed[1:])
+		}
+		if cpus, errno := sys.AffinityOf(int(l.thread.Load())); errno != 0 || !slices.Equal(cpus, allowed[:1]) {
+			t.Errorf("early %v: the loop may run on %v (%v), want %v", early, cpus, errno, allowed[:1])
+		}
+	}
+	close(h.goOn)
+	for _, c := range stuck {
+		expect(t, c, "b")
+		c.Close()
+	}
+	other.Close()
+	a.wait(t, len(stuck)+1)
+	if err := e.Close(); err != nil {
+		t.Error(err)
+	}
+	eventually(t, "every mask to be what it was", func() bool { // A loop's thread takes a moment to end.
+		for _, cpus := range masks(t) {
+			if !slices.Equal(cpus, allowed) {
+				return false
+			}
+		}
+		return true
+	})
 }
 
 // membersOf counts the threads that run a loop, or wait to.

@@ -133,6 +133,8 @@ func (e *Engine) start() error {
 	}
 	for i, l := range loops {
 		l.pin, l.index, l.roomy = threads[i], i, e.around.roomy()
+	}
+	for _, l := range loops {
 		go l.run()
 	}
 	if e.config.Isolate {

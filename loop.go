@@ -136,7 +136,7 @@ func (l *loop) run() {
 		runtime.UnlockOSThread()
 		return
 	}
-	l.lookout.usual, _ = sys.AffinityOf(0)
+	l.lookout.usual = l.usualCPUs()
 	l.thread.Store(int64(sys.Gettid()))
 	l.settle()
 	dog.add(l)

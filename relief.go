@@ -429,6 +429,22 @@ func (l *loop) Relieved(events []poller.Event) {
 	}
 }
 
+// usualCPUs returns what the calling thread may run on, which is not pinned yet, without the loops' CPUs where those are isolated. A
+// sweep would take them from a thread that was relieved, but up to a second later.
+func (l *loop) usualCPUs() []int {
+	cpus, _ := sys.AffinityOf(0)
+	if !l.engine.config.Isolate {
+		return cpus
+	}
+	rest := slices.DeleteFunc(slices.Clone(cpus), func(cpu int) bool {
+		return slices.ContainsFunc(l.engine.loops, func(l *loop) bool { return l.pin.CPU == cpu })
+	})
+	if len(rest) == 0 {
+		return cpus // It has nowhere else to go.
+	}
+	return rest
+}
+
 // stuckHere returns the errand of the calling thread, which was a loop's, or nil.
 func (s *reliefs) stuckHere(remove bool) *errand {
 	id := sys.Gettid()
