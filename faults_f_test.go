@@ -29,38 +29,74 @@ import (
 
 // Group f: the threads, the scheduler of Go, and handlers that misbehave.
 
-// TestF10CallbackThatDoesNotReturn blocks a loop: the watchdog counts it once and names the function; the other loop serves.
+// TestF10CallbackThatDoesNotReturn blocks a loop: the watchdog counts it once and names the function. Nobody is to do anything about
+// it, so the loop's other connection waits; that of the other loop is served.
 func TestF10CallbackThatDoesNotReturn(t *testing.T) {
 	eachBackend(t, func(t *testing.T, config Config) {
 		testutil.CheckLeaks(t)
 		log := new(lines)
-		config.Loops, config.Logger = 1, log.logger()
+		config.Loops, config.Logger = 2, log.logger()
 		config.Dispatch = DispatchInline // On a worker, it may take its time.
 		e := newEngine(t, config)
-		release := make(chan struct{})
+		release, homes := make(chan struct{}), make(chan *loop, 1)
 		s, a := bind(t, e, "tcp", funcs{data: func(c *Conn) error {
-			blockHere(release)
+			if b, _ := c.Peek(1); b[0] == 'b' {
+				blockHere(release)
+			} else {
+				homes <- c.loop
+			}
 			return echo{}.OnData(c)
 		}})
-		c := dial(t, s.Addrs()[0])
-		if _, err := c.Write([]byte{'x'}); err != nil {
+		home := func(c net.Conn) *loop { ping(t, c); return receive(t, "the loop", homes) }
+		var beside, elsewhere net.Conn // of the same loop, and of another one
+		c, n := dial(t, s.Addrs()[0]), 1
+		for stuck := home(c); beside == nil || elsewhere == nil; n++ {
+			if n == 100 {
+				t.Fatal("all connections are on one loop")
+			}
+			if d := dial(t, s.Addrs()[0]); home(d) == stuck {
+				beside = d
+			} else {
+				elsewhere = d
+			}
+		}
+		if _, err := c.Write([]byte{'b'}); err != nil {
 			t.Fatal(err)
 		}
 		eventually(t, "the watchdog to count", func() bool { return e.Stats().Stuck == 1 })
-		eventually(t, "a log line", func() bool { return strings.Contains(strings.Join(log.all(), "\n"), "pollux.blockHere") })
+		if _, err := beside.Write([]byte{'x'}); err != nil {
+			t.Fatal(err)
+		}
+		for range 10 {
+			home(elsewhere)
+		}
+		eventually(t, "a log line", func() bool {
+			all := strings.Join(log.all(), "\n")
+			return strings.Contains(all, "pollux.blockHere") && strings.Contains(all, "every connection of its loop waits")
+		})
 		time.Sleep(3 * stuckAfter) // It is one callback still.
 		if got := e.Stats().Stuck; got != 1 {
 			t.Errorf("one callback is counted %d times", got)
 		}
+		if len(homes) != 0 {
+			t.Error("the loop goes on while it is blocked")
+		}
 		close(release)
-		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
-			t.Error(err)
+		for _, c := range []net.Conn{c, beside} {
+			if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+				t.Error(err)
+			}
 		}
 		c.Close()
-		a.wait(t, 1)
+		beside.Close()
+		elsewhere.Close()
 		if got := e.Stats().Rescues; got != 0 {
 			t.Errorf("%d lost wake-ups", got)
 		}
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+		a.wait(t, n)
 	})
 }
 
