@@ -752,6 +752,68 @@ func TestReliefLate(t *testing.T) {
 	}
 }
 
+// TestFirstStuckOnUring has the first callback that is slow not return, on io_uring, where nobody can take the loop over: with steal
+// the loop's other connections wait, and the watchdog says so; with workers nobody waits, and the watchdog has nothing to say.
+func TestFirstStuckOnUring(t *testing.T) {
+	eachBackend(t, func(t *testing.T, config Config) {
+		if config.Backend != KindUring {
+			t.Skip("epoll has relief: TestReliefLate")
+		}
+		for _, dispatch := range []Dispatch{DispatchSteal, DispatchWorkers} {
+			t.Run(string(dispatch), func(t *testing.T) {
+				testutil.CheckLeaks(t)
+				log := new(lines)
+				config.Dispatch, config.Loops, config.Logger = dispatch, 1, log.logger()
+				e := newEngine(t, config)
+				h := newStuckHandler()
+				s, a := bind(t, e, "tcp", h)
+				stuck, other := dial(t, s.Addrs()[0]), dial(t, s.Addrs()[0])
+				roundTrip(t, other, "hello")
+				roundTrip(t, stuck, "hello")
+				io.WriteString(stuck, "b")
+				receive(t, "the handler", h.blocked)
+				if dispatch == DispatchSteal {
+					fresh := dial(t, s.Addrs()[0]) // By the kernel.
+					io.WriteString(fresh, "new")
+					io.WriteString(other, "later")
+					eventually(t, "a log line", func() bool {
+						return strings.Contains(strings.Join(log.all(), "\n"), "every connection of its loop waits")
+					})
+					for _, c := range []net.Conn{fresh, other} {
+						c.SetReadDeadline(time.Now().Add(stuckAfter))
+						if n, err := c.Read(make([]byte, 8)); !errors.Is(err, os.ErrDeadlineExceeded) {
+							t.Errorf("%d bytes come from a loop that is blocked: %v", n, err)
+						}
+						c.SetReadDeadline(time.Now().Add(patience))
+					}
+					if s := e.Stats(); s.Stuck != 1 || s.Reliefs != 0 {
+						t.Errorf("%d callbacks are counted, with %d reliefs", s.Stuck, s.Reliefs)
+					}
+					close(h.goOn)
+					expect(t, other, "later")
+					expect(t, fresh, "new")
+					fresh.Close()
+				} else {
+					for end := time.Now().Add((tellLooks + 4) * stuckAfter); time.Now().Before(end); time.Sleep(stuckAfter / 5) {
+						roundTrip(t, other, "meanwhile")
+					}
+					fresh := dial(t, s.Addrs()[0])
+					roundTrip(t, fresh, "new")
+					fresh.Close()
+					if all := log.all(); e.Stats().Stuck != 0 || strings.Contains(strings.Join(all, "\n"), "a callback has been running") {
+						t.Errorf("%d callbacks are counted, and the log is %q", e.Stats().Stuck, all)
+					}
+					close(h.goOn)
+				}
+				expect(t, stuck, "b")
+				stuck.Close()
+				other.Close()
+				a.wait(t, 3)
+			})
+		}
+	})
+}
+
 // TestReliefLateInVain has a callback end just before it is relieved late, and the loop looked after from then on: the thread that
 // came in vain is its follower.
 func TestReliefLateInVain(t *testing.T) {
