@@ -50,7 +50,8 @@ type Config struct {
 	// Sched is how the kernel schedules the loops' threads: "other" as any thread, "slice:100us" with shorter slices, which
 	// come sooner (since Linux 6.12), "nice:-10" before others, "fifo:10" before everybody, as SCHED_FIFO, but for callbacks that
 	// compute for more than 5 ms. The last two need CAP_SYS_NICE. Where it is refused, the loops run without it and the log says so.
-	// In a build without cgo, "fifo" needs Isolate. Empty: as the profile says.
+	// In a build without cgo, "fifo" needs Isolate. A process that a callback starts itself inherits it, SCHED_FIFO too, and has no
+	// attendant: leave that to a goroutine. Empty: as the profile says.
 	Sched string
 
 	// Spin is for how long a loop looks for events before it sleeps, which saves the time that the kernel needs to wake it and

@@ -193,6 +193,64 @@ func TestTeller(t *testing.T) {
 //go:noinline
 func blockHere(release chan struct{}) { <-release }
 
+// TestNestedEngines has a handler make another engine, have it serve a connection, and close it, in every way to dispatch. Its own
+// engine serves on.
+func TestNestedEngines(t *testing.T) {
+	eachBackend(t, func(t *testing.T, config Config) {
+		for _, dispatch := range []Dispatch{DispatchInline, DispatchSteal, DispatchWorkers} {
+			t.Run(string(dispatch), func(t *testing.T) {
+				testutil.CheckLeaks(t)
+				config.Dispatch, config.Loops = dispatch, 1
+				nested := func() error {
+					inner, err := New(config)
+					if err != nil {
+						return err
+					}
+					s, err := inner.Bind(echo{}, "tcp://127.0.0.1:0")
+					if err != nil {
+						return errors.Join(err, inner.Close())
+					}
+					c, err := net.Dial("tcp", s.Addrs()[0].String())
+					if err != nil {
+						return errors.Join(err, inner.Close())
+					}
+					_ = c.SetDeadline(time.Now().Add(patience))
+					err = errors.Join(exchange(c, 1, 10, 100), c.Close(), inner.Shutdown(context.Background()))
+					if n := inner.Conns(); n != 0 {
+						err = errors.Join(err, fmt.Errorf("%d connections are left", n))
+					}
+					return err
+				}
+				e := newEngine(t, config)
+				s, a := bind(t, e, "tcp", funcs{data: func(c *Conn) error {
+					if b, _ := c.Peek(1); b[0] == 'n' {
+						if err := nested(); err != nil {
+							t.Error(err)
+						}
+					}
+					return echo{}.OnData(c)
+				}})
+				c, other := dial(t, s.Addrs()[0]), dial(t, s.Addrs()[0])
+				for range 3 {
+					if _, err := c.Write([]byte{'n'}); err != nil {
+						t.Fatal(err)
+					}
+					if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+						t.Fatal(err)
+					}
+					ping(t, other)
+				}
+				c.Close()
+				other.Close()
+				a.wait(t, 2)
+				if err := e.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	})
+}
+
 // TestF11Goexit ends the loop's goroutine in each callback. On epoll, its connection is closed and the others are served on; on
 // io_uring the engine closes, because the ring goes with the thread. Each connection hears of it either way.
 func TestF11Goexit(t *testing.T) {

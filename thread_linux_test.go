@@ -139,6 +139,49 @@ func TestPinningStaysWithTheLoops(t *testing.T) {
 	})
 }
 
+// TestChildOfACallback starts a child process in a callback itself, on a loop that is pinned: it inherits the pin, as it does whatever
+// else a thread has. One that the callback has a goroutine start does not, nor one that a worker starts, which is no loop.
+func TestChildOfACallback(t *testing.T) {
+	allowed := host.Affinity()
+	if len(allowed) < 2 {
+		t.Skip("it needs two CPUs")
+	}
+	cpus := func() string {
+		out, err := exec.Command("grep", "Cpus_allowed_list", "/proc/self/status").Output()
+		if err != nil {
+			return err.Error()
+		}
+		_, list, _ := strings.Cut(string(bytes.TrimSpace(out)), "\t")
+		return list
+	}
+	eachBackend(t, func(t *testing.T, config Config) {
+		for _, dispatch := range []Dispatch{DispatchInline, DispatchWorkers} {
+			t.Run(string(dispatch), func(t *testing.T) {
+				testutil.CheckLeaks(t)
+				config.Loops, config.CPUs, config.Dispatch = 1, itoa(allowed[1]), dispatch
+				e := newEngine(t, config)
+				self, other := make(chan string, 1), make(chan string, 1)
+				s, _ := bind(t, e, "tcp", funcs{data: func(c *Conn) error {
+					self <- cpus()
+					go func() { other <- cpus() }()
+					return echo{}.OnData(c)
+				}})
+				ping(t, dial(t, s.Addrs()[0]))
+				want := host.FormatList(allowed)
+				if got := receive(t, "the goroutine's child", other); got != want {
+					t.Errorf("the child of a callback's goroutine may run on %s, want %s", got, want)
+				}
+				if dispatch == DispatchInline {
+					want = itoa(allowed[1])
+				}
+				if got := receive(t, "the callback's child", self); got != want {
+					t.Errorf("the child of a callback may run on %s, want %s", got, want)
+				}
+			})
+		}
+	})
+}
+
 func itoa(n int) string { return host.FormatList([]int{n}) }
 
 // TestIsolate keeps the other threads away while the engine is open, also those that are made meanwhile.
