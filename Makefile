@@ -116,7 +116,7 @@ test-stress: ## the tests ten times, at 1, 2, 4 and 8 Ps, under the race detecto
 soak: ## what takes long: 10^8 items through the scheduler, histories of 10^5 operations, 10,000 engines (about five minutes)
 	POLLUX_TEST_LONG=1 $(GO) test -timeout 60m ./scheduler
 	cd test && POLLUX_TEST_LONG=1 $(GO) test -timeout 60m -run 'Linearizable' .
-	POLLUX_TEST_LONG=1 $(GO) test -timeout 60m -run 'TestF13' .
+	POLLUX_TEST_LONG=1 $(GO) test -timeout 60m -run 'TestF13|TestF14|TestCloseTells' .
 
 .PHONY: model
 model: ## check the models of the lock-free parts with spin (one or two minutes; scheduler/model)

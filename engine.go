@@ -742,15 +742,26 @@ func (e *Engine) Shutdown(ctx context.Context) error {
 	return e.shutdown(ctx)
 }
 
-// Close is Shutdown without the grace: what is queued is lost, and OnClose gets [ErrShutdown].
-func (e *Engine) Close() error {
-	if err := e.Shutdown(canceled(errClosedNow)); !errors.Is(err, errClosedNow) {
-		return err
-	}
-	return nil
-}
+// Close is Shutdown without the grace: what is queued is lost, and OnClose gets [ErrShutdown]. That connections were closed by force is
+// no error here; that a handler does not return is one, as an event loop does not end then.
+func (e *Engine) Close() error { return unless(e.Shutdown(canceled(errClosedNow)), errClosedNow) }
 
 var errClosedNow = errors.New("the engine was closed")
+
+// unless returns what is left of joined errors without those that are the given one.
+func unless(err, one error) error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		var left []error
+		for _, err := range joined.Unwrap() {
+			left = append(left, unless(err, one))
+		}
+		return errors.Join(left...)
+	}
+	if errors.Is(err, one) {
+		return nil
+	}
+	return err
+}
 
 func (e *Engine) shutdown(ctx context.Context) error {
 	e.mu.Lock()

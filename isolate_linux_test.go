@@ -49,16 +49,6 @@ func (f *fakeThreads) set(tid int, cpus []int) sys.Errno {
 	return 0
 }
 
-// allow changes what the process may use, as a cpuset does since Linux 6.2.
-func (f *fakeThreads) allow(there ...int) {
-	f.there = there
-	for tid, asked := range f.asked {
-		if f.set(tid, asked) != 0 {
-			f.masks[tid] = there
-		}
-	}
-}
-
 // loop makes one that runs on such a thread.
 func (f *fakeThreads) loop(tid, cpu int) *loop {
 	l := &loop{}
