@@ -159,7 +159,7 @@ func (e *Engine) start() error {
 	}
 	if e.dispatcher != nil && !e.config.keepsP() {
 		if errno := e.lower(&workerSlack); errno != 0 { // No warning: so it is for every user without privileges, and nothing is lacking.
-			e.log.Info("pollux: threads that have run workers stay a little more punctual than others when the engine has closed: to give them their timer slack back needs CAP_SYS_NICE",
+			e.log.Debug("pollux: threads that have run workers stay a little more punctual than others when the engine has closed: to give them their timer slack back needs CAP_SYS_NICE",
 				"error", errno)
 		}
 	}

@@ -181,7 +181,7 @@ func TestPartlyRefused(t *testing.T) {
 		skip   bool
 	}{
 		{"timer slack", Config{Profile: Latency, Sched: "other"}, sys.OpSchedSetattr, sys.EPERM, []string{"level=WARN", "timer slack", "CAP_SYS_NICE"}, false},
-		{"workers' slack", Config{Dispatch: DispatchWorkers}, sys.OpSchedSetattr, sys.EACCES, []string{"level=INFO", "timer slack", "CAP_SYS_NICE"}, false},
+		{"workers' slack", Config{Dispatch: DispatchWorkers}, sys.OpSchedSetattr, sys.EACCES, []string{"level=DEBUG", "timer slack", "CAP_SYS_NICE"}, false},
 		{"slices", Config{Sched: "fifo:2"}, sys.OpSchedSetattr, sys.EPERM, []string{"level=WARN", "time slices", "sandbox", "sched_setattr"}, !cgo.Attends},
 		{"no slices", Config{Sched: "fifo:2"}, sys.OpSchedSetattr, sys.ESRCH, nil, !cgo.Attends},
 		{"masks", Config{CPUs: itoa(allowed[0]), Isolate: true}, sys.OpSchedSetaffinity, sys.EPERM, []string{"level=WARN", "Isolate", "sandbox", "sched_setaffinity"}, len(allowed) < 2},
