@@ -89,7 +89,7 @@ func collect(t *testing.T, config pollux.Config) {
 	if got["pollux_connections"] != 1 || got["pollux_loop_connections"] != 1 || got["pollux_rescues_total"] != 0 {
 		t.Errorf("the metrics are %v", got)
 	}
-	got["sends"] = got["pollux_loop_sends_total"] + got["pollux_uring_sends_total"] + 1 // The last one may not be counted yet.
+	got["sends"] = got["pollux_loop_sends_total"] + got["pollux_uring_sends_total"]
 	many := []string{"pollux_loop_callbacks_total", "pollux_loop_events_total", "pollux_loop_turn_seconds", "sends"}
 	once := []string{"pollux_loop_accepts_total"}
 	none := []string{"pollux_loop_short_sends_total", "pollux_loop_send_eagains_total", "pollux_loop_queue_depth", "pollux_worker_queue_depth"}
@@ -112,7 +112,7 @@ func collect(t *testing.T, config pollux.Config) {
 		}
 	}
 	for _, name := range many {
-		if got[name] < pings {
+		if got[name] < pings-1 { // The turn of the last one may not be over.
 			t.Errorf("%s is %v after %d requests", name, got[name], pings)
 		}
 	}
