@@ -20,9 +20,12 @@ type attendance struct {
 // ordinary thread.
 func (l *loop) beAttended() {
 	l.dismiss() // The last thread's: it has ended.
+	if !l.pin.Sched.FIFO {
+		return // So it is where threads come by that wait beside the loop, and do not own it.
+	}
 	l.plain = false
 	cpu, shared := l.pin.CPU, l.standing.Load() == standingShared
-	if !l.pin.Sched.FIFO || l.engine.config.Isolate && !shared {
+	if l.engine.config.Isolate && !shared {
 		return // There are no other threads where it runs.
 	}
 	if shared {
