@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pollux-go/pollux/internal/invariants"
 	"github.com/pollux-go/pollux/internal/sys"
 	"github.com/pollux-go/pollux/internal/testutil"
 )
@@ -273,6 +274,10 @@ func checkLeaksNow(t *testing.T, before map[string]string) {
 
 func TestSweep(t *testing.T) {
 	all := os.Getenv("POLLUX_TEST_SWEEP") == "all"
+	each := int64(12) // Of the first calls; then fewer and fewer.
+	if invariants.Enabled {
+		each = 4 // The race detector makes it slow, and the other builds have had them all.
+	}
 	scenarios(t, func(t *testing.T, run func(t *testing.T, clean bool)) {
 		run(t, true)
 		before := testutil.Files()
@@ -294,8 +299,8 @@ func TestSweep(t *testing.T) {
 					if !fault.Hit() {
 						break
 					}
-					if !all && n >= 12 {
-						step = n // The first ones, and then fewer and fewer.
+					if !all && n >= each {
+						step = n
 					}
 				}
 			}
