@@ -88,7 +88,7 @@ test-direct: ## all tests on io_uring with direct descriptors, under the race de
 HANDLERS := TestMixed|TestDetached|TestNettest/.*/detached|TestHTTP/events
 
 .PHONY: test-dispatch
-test-dispatch: ## what test does with steal, with handlers on the loops only, and on workers only, with cgo, without, and under the race detector (about 20 minutes)
+test-dispatch: ## what test does with steal, with handlers on the loops only, and on workers only, with cgo, without, and under the race detector (about half an hour)
 	@for dispatch in inline workers; do \
 		echo "handlers: $$dispatch"; \
 		export POLLUX_DISPATCH=$$dispatch; \
