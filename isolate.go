@@ -235,18 +235,20 @@ func (l *loop) restand() {
 	if shared {
 		text = "pollux: an event loop shares its CPU with other threads of the process, in spite of Isolate"
 	}
-	l.engine.log.Warn(text, "loop", l.pin.Name, "CPU", l.cpu.Load(), "result", result)
+	cpu := l.cpu.Load()
+	l.engine.teller.tell(func() { l.engine.log.Warn(text, "loop", l.pin.Name, "CPU", cpu, "result", result) })
 }
 
 func (s *isolation) isLoops(tid int) bool {
 	return slices.ContainsFunc(s.loops, func(l *loop) bool { return l.lookout.spares.isMember(tid) })
 }
 
-// refused has each engine log what the kernel, or a sandbox, does not allow.
+// refused has each engine log what the kernel, or a sandbox, does not allow. The mutex is held, which the watchdog takes, too: so no
+// logger is waited for.
 func (s *isolation) refused(errno sys.Errno) {
 	err := fmt.Errorf("keep other threads off the CPUs of the loops (Isolate): %w: it needs a sandbox that allows sched_getaffinity and sched_setaffinity", errno)
 	for _, l := range s.loops {
-		l.engine.refused(err)
+		l.engine.teller.tell(func() { l.engine.refused(err) })
 	}
 }
 

@@ -207,20 +207,24 @@ func TestPartlyRefused(t *testing.T) {
 				e := newEngine(t, test.config)
 				s, _ := bind(t, e, "tcp", echo{})
 				ping(t, dial(t, s.Addrs()[0]))
-				found := 0
-				for _, line := range log.all() {
-					has := len(test.text) > 0
-					for _, part := range test.text {
-						has = has && strings.Contains(line, part)
+				found := func() (found int) {
+					for _, line := range log.all() {
+						has := len(test.text) > 0
+						for _, part := range test.text {
+							has = has && strings.Contains(line, part)
+						}
+						if has {
+							found++
+						} else if strings.Contains(line, "refused") {
+							t.Errorf("the log has %s", line)
+						}
 					}
-					if has {
-						found++
-					} else if strings.Contains(line, "refused") {
-						t.Errorf("the log has %s", line)
-					}
+					return found
 				}
-				if want := min(1, len(test.text)); found != want {
-					t.Errorf("%d lines, want %d, in %q", found, want, log.all())
+				want := min(1, len(test.text))
+				eventually(t, "the line", func() bool { return found() >= want })
+				if n := found(); n != want {
+					t.Errorf("%d lines, want %d, in %q", n, want, log.all())
 				}
 			}
 		})
@@ -242,5 +246,34 @@ func TestTimerSlackRefused(t *testing.T) {
 	ping(t, dial(t, s.Addrs()[0]))
 	if text := strings.Join(log.all(), "\n"); strings.Count(text, "timer slack") != 1 || !strings.Contains(text, "CAP_SYS_NICE") {
 		t.Errorf("the log is %q", text)
+	}
+}
+
+// TestIsolationWaitsForNoLogger has a logger block that is told that the kernel refuses to move threads: the engine begins, and so does
+// another one, and the watchdog goes on.
+func TestIsolationWaitsForNoLogger(t *testing.T) {
+	allowed := host.Affinity()
+	if len(allowed) < 2 {
+		t.Skip("it needs two CPUs")
+	}
+	testutil.CheckLeaks(t)
+	told, goOn := make(chan struct{}, 100), make(chan struct{})
+	defer close(goOn)
+	testutil.InjectFaults(t, func(op sys.Op, tid int) sys.Fault {
+		if op == sys.OpSchedSetaffinity && tid != 0 {
+			return sys.Fault{Errno: sys.EPERM}
+		}
+		return sys.Fault{}
+	})
+	config := Config{CPUs: itoa(allowed[0]), Isolate: true, Loops: 1}
+	for range 2 {
+		config.Logger = slog.New(logHandler{func(slog.Record) { told <- struct{}{}; <-goOn }})
+		e := newEngine(t, config)
+		s, _ := bind(t, e, "tcp", echo{})
+		receive(t, "the line", told)
+		ping(t, dial(t, s.Addrs()[0]))
+		looked := make(chan struct{})
+		go func() { isolated.keptNow(); close(looked) }() // As the watchdog does.
+		receive(t, "the watchdog's look", looked)
 	}
 }
