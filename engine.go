@@ -132,7 +132,7 @@ func (e *Engine) start() error {
 		takeProcs(e.procs, e.around)
 	}
 	for i, l := range loops {
-		l.pin, l.index, l.roomy = threads[i], i, e.around.roomy()
+		l.pin, l.index = threads[i], i
 	}
 	for _, l := range loops {
 		go l.run()

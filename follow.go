@@ -44,16 +44,17 @@ func (s surroundings) procs() int {
 	return min(s.cpus, max(2, int(math.Ceil(s.quota))))
 }
 
-// heed has the loop know of a change. The watchdog calls it.
-func (l *loop) heed(s surroundings) {
-	e := l.engine
-	if e.around != s {
-		e.around = s
-		e.cpus.Store(int64(backlogCPUs(s.cpus, procsOfOthers())))
-		e.roomy.Store(s.roomy())
+// heed has the engine's loops know of a change. The watchdog calls it.
+func (e *Engine) heed(s surroundings) {
+	if e.around == s {
+		return
 	}
-	if l.roomy != s.roomy() {
-		l.roomy = s.roomy()
+	e.around = s
+	e.cpus.Store(int64(backlogCPUs(s.cpus, procsOfOthers())))
+	if e.roomy.Swap(s.roomy()) == s.roomy() {
+		return
+	}
+	for _, l := range e.loops {
 		_ = l.inner.PostAlways(l.tune) // One that has ended spins no more.
 	}
 }

@@ -213,10 +213,10 @@ func (l *loop) stand(sole bool) {
 func (l *loop) restand() {
 	l.tune()
 	shared := l.standing.Load() == standingShared
-	if shared == l.demoted || l.ending {
+	if shared == l.sharing || l.ending {
 		return
 	}
-	l.demoted = shared
+	l.sharing = shared
 	result := "it goes on as before"
 	if l.pin.Sched.FIFO {
 		l.beAttended()

@@ -71,10 +71,9 @@ type loop struct {
 	thread     atomic.Int64  // the thread's id while it runs
 	attendance attendance
 	standing   atomic.Int32 // on its CPU, with Isolate
-	demoted    bool         // as it is shared: see restand
+	sharing    bool         // its CPU, when restand last looked
 	plain      bool         // its thread is an ordinary one, though it is to be realtime
 	displaced  bool         // from its CPU, which the process may not use: see repin
-	roomy      bool         // what the watchdog has told it of
 	stale      atomic.Uint64
 	accepts    tally.Counter
 	offloaded  tally.Counter

@@ -436,13 +436,14 @@ func (l *loop) usualCPUs() []int {
 	if !l.engine.config.Isolate {
 		return cpus
 	}
-	rest := slices.DeleteFunc(slices.Clone(cpus), func(cpu int) bool {
-		return slices.ContainsFunc(l.engine.loops, func(l *loop) bool { return l.pin.CPU == cpu })
-	})
-	if len(rest) == 0 {
-		return cpus // It has nowhere else to go.
+	var loops []int
+	for _, o := range l.engine.loops {
+		loops = append(loops, o.pin.CPU)
 	}
-	return rest
+	if rest := without(cpus, loops); len(rest) > 0 {
+		return rest
+	}
+	return cpus // It has nowhere else to go.
 }
 
 // stuckHere returns the errand of the calling thread, which was a loop's, or nil.

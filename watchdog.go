@@ -190,7 +190,7 @@ func (w *watchdog) look() (active bool) {
 	for l, seen := range w.loops {
 		if repin {
 			l.repin()
-			l.heed(around)
+			l.engine.heed(around)
 			if n, changed := procsChanged(); changed {
 				l.engine.teller.tell(func() {
 					l.engine.log.Warn("pollux: GOMAXPROCS was set while the event loops run: it is left so, and they may have to wait for a P (POLLUX_PROCS)",

@@ -61,7 +61,6 @@ type Loop struct {
 	adaptive bool
 	budget   time.Duration // what the backend was told
 	waited   int64         // the instant at which the last wait that might sleep began; 0: it could not
-	allowed  time.Duration // how long it may take; below 0: for ever
 	gap      int64         // how long those took lately, a moving average in nanoseconds
 }
 
@@ -143,7 +142,6 @@ func (l *Loop) run(follow bool) error {
 			}
 			if timeout = l.timeout(more); timeout != 0 {
 				timeout = l.temper(timeout, busy)
-				l.allowed = timeout
 			}
 		}
 		if l.pulse != nil {
@@ -167,7 +165,7 @@ func (l *Loop) run(follow bool) error {
 		if l.mailbox.unpark() {
 			l.counters.rescues.Add(1)
 		}
-		l.count(n)
+		l.count(n, timeout)
 		if err != nil {
 			l.Stop()
 			ended = true
@@ -342,8 +340,8 @@ const (
 	gapMost   = 4 // times the spin
 )
 
-// count notes what a wait has brought, and how long it has taken.
-func (l *Loop) count(n int) {
+// count notes what a wait has brought, which might take so long, and how long it has taken.
+func (l *Loop) count(n int, timeout time.Duration) {
 	c := &l.counters
 	c.turns.Add(1)
 	if l.pulse != nil {
@@ -360,7 +358,7 @@ func (l *Loop) count(n int) {
 	l.begun = now
 	if n == 0 {
 		c.timeouts.Add(1)
-		early := l.allowed < 0 || now-l.waited < int64(l.allowed)
+		early := timeout < 0 || now-l.waited < int64(timeout)
 		if early && l.mailbox.isEmpty() && !l.share.on.Load() && !l.stopped.Load() {
 			c.spurious.Add(1)
 		}
