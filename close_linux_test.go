@@ -25,7 +25,7 @@ func TestCloseKeepsOtherErrors(t *testing.T) {
 		{errors.Join(forced, io.EOF), []error{io.EOF}},
 		{errors.Join(io.EOF, errors.Join(forced, os.ErrClosed), forced), []error{io.EOF, os.ErrClosed}},
 	} {
-		got := unless(test.err, errClosedNow)
+		got := except(test.err, errClosedNow)
 		if (got == nil) != (test.want == nil) || errors.Is(got, errClosedNow) {
 			t.Errorf("of %v %v is left", test.err, got)
 		}

@@ -687,19 +687,7 @@ func TestReliefLate(t *testing.T) {
 			var conns [n]net.Conn
 			var stuck [n]int // the threads
 			for i := range conns {
-				unwatched := make(chan struct{})
-				if err := l.inner.Post(func() {
-					if l.lookout.turns > 0 {
-						l.notWatched() // A follower may still wait, for an event.
-					}
-					l.lookout.after = poller.Nanotime() + int64(time.Hour)
-					s.pace.bucket.Store(0) // What others on the machine have made slow must not have it go to a worker.
-					s.pace.isSlow.Store(false)
-					close(unwatched)
-				}); err != nil {
-					t.Fatal(err)
-				}
-				receive(t, "the loop", unwatched)
+				unwatch(t, s, l)
 				stuck[i] = int(l.thread.Load())
 				eventually(t, "the loop's thread to be scheduled as it is to be", func() bool {
 					roundTrip(t, other, "again") // A turn that was long has cost it its priority until the next one.
@@ -818,6 +806,25 @@ func TestFirstStuckOnUring(t *testing.T) {
 	})
 }
 
+// unwatch has a loop not be looked after, for an hour. What others on the machine have made slow must not have a callback of the
+// service go to a worker.
+func unwatch(t *testing.T, s *Service, l *loop) {
+	t.Helper()
+	done := make(chan struct{})
+	if err := l.inner.Post(func() {
+		if l.lookout.turns > 0 {
+			l.notWatched() // A follower may still wait, for an event.
+		}
+		l.lookout.after = poller.Nanotime() + int64(time.Hour)
+		s.pace.bucket.Store(0)
+		s.pace.isSlow.Store(false)
+		close(done)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	receive(t, "the loop", done)
+}
+
 // TestReliefLateInVain has a callback end just before it is relieved late, and the loop looked after from then on: the thread that
 // came in vain is its follower.
 func TestReliefLateInVain(t *testing.T) {
@@ -881,17 +888,7 @@ func TestReliefIsolated(t *testing.T) {
 		if early {
 			beSlow(t, h, other)
 		} else {
-			unwatched := make(chan struct{})
-			if err := l.inner.Post(func() {
-				if l.lookout.turns > 0 {
-					l.notWatched() // A follower may still wait, for an event.
-				}
-				l.lookout.after = poller.Nanotime() + int64(time.Hour)
-				close(unwatched)
-			}); err != nil {
-				t.Fatal(err)
-			}
-			receive(t, "the loop", unwatched)
+			unwatch(t, s, l)
 		}
 		var thread int64
 		before := e.Stats().Reliefs

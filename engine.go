@@ -744,16 +744,16 @@ func (e *Engine) Shutdown(ctx context.Context) error {
 
 // Close is Shutdown without the grace: what is queued is lost, and OnClose gets [ErrShutdown]. That connections were closed by force is
 // no error here; that a handler does not return is one, as an event loop does not end then.
-func (e *Engine) Close() error { return unless(e.Shutdown(canceled(errClosedNow)), errClosedNow) }
+func (e *Engine) Close() error { return except(e.Shutdown(canceled(errClosedNow)), errClosedNow) }
 
 var errClosedNow = errors.New("the engine was closed")
 
-// unless returns what is left of joined errors without those that are the given one.
-func unless(err, one error) error {
+// except returns what is left of joined errors without those that are the given one.
+func except(err, one error) error {
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		var left []error
 		for _, err := range joined.Unwrap() {
-			left = append(left, unless(err, one))
+			left = append(left, except(err, one))
 		}
 		return errors.Join(left...)
 	}

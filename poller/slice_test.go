@@ -132,13 +132,18 @@ func receiver(t *testing.T, procs int) (wake chan<- struct{}, ran *atomic.Int64,
 	}
 }
 
-// runLocked runs a loop on a thread of its own until it ends.
+// runLocked makes a loop of a backend and runs it.
 func runLocked(t *testing.T, b *turns, s poller.Sink) {
 	b.loop = poller.NewLoop(b, s)
+	run(t, b.loop)
+}
+
+// run runs a loop on a thread of its own until it ends.
+func run(t *testing.T, l *poller.Loop) {
 	ended := make(chan error)
 	go func() {
 		runtime.LockOSThread()
-		ended <- b.loop.Run()
+		ended <- l.Run()
 	}()
 	if err := <-ended; err != nil {
 		t.Error(err)
@@ -319,14 +324,7 @@ func TestHotLoopGivesWayOnce(t *testing.T) {
 	}
 	b.loop = poller.NewLoop(b, &sink{})
 	b.loop.Heat(time.Hour)
-	ended := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		ended <- b.loop.Run()
-	}()
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
+	run(t, b.loop)
 	if hot := b.loop.Counters().HotWaits; most != 1 || hot < rounds {
 		t.Errorf("it gave its P away %d times in a turn at most, in %d hot waits; want once", most, hot)
 	}
@@ -348,14 +346,7 @@ func TestTriesAreAnnounced(t *testing.T) {
 	b.loop = poller.NewLoop(b, &sink{})
 	b.loop.Heat(time.Hour)
 	b.loop.Attend(new(atomic.Uint64), &asked)
-	ended := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		ended <- b.loop.Run()
-	}()
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
+	run(t, b.loop)
 	if given := b.loop.GivenAway(); asked < 2 || given < uint64(asked) {
 		t.Errorf("it has told %d times, and given its P away %d times", asked, given)
 	}

@@ -42,18 +42,10 @@ func TestHoldTells(t *testing.T) {
 				}
 				close(woken)
 			}()
-			stop, stopped := make(chan struct{}), make(chan struct{})
-			go func() {
-				defer close(stopped)
-				for {
-					select {
-					case <-stop:
-						return
-					case <-time.After(time.Millisecond):
-						_ = unix.Tgkill(os.Getpid(), thread, unix.SIGURG)
-					}
-				}
-			}()
+			stop := meanwhile(func() {
+				time.Sleep(time.Millisecond)
+				_ = unix.Tgkill(os.Getpid(), thread, unix.SIGURG)
+			})
 			for end := time.Now().Add(20 * time.Second); asked.Load() == 0 && time.Now().Before(end); {
 				wait(long, nil)
 				wait(long, new(Hold))
@@ -68,8 +60,7 @@ func TestHoldTells(t *testing.T) {
 				FutexWake(h.Asked, 1)
 			}
 			<-woken
-			close(stop)
-			<-stopped
+			stop()
 		})
 	}
 }
@@ -82,24 +73,12 @@ func TestHoldTellsOfRequests(t *testing.T) {
 	}
 	var asked uint32
 	h := &Hold{Asked: &asked}
-	stop, stopped := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(stopped)
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-				runtime.GC()
-			}
-		}
-	}()
+	stop := meanwhile(runtime.GC)
 	seen := false
 	for end := time.Now().Add(20 * time.Second); !seen && time.Now().Before(end); {
 		seen = untilAsked(h, 1<<16)
 	}
-	close(stop)
-	<-stopped
+	stop()
 	if !seen {
 		t.Fatal("the world was stopped, and nobody was asked for the P")
 	}
@@ -119,6 +98,19 @@ func TestHoldTellsOfRequests(t *testing.T) {
 	none := new(Hold)
 	none.tell(EINTR)
 	none.Ask()
+}
+
+// meanwhile has another goroutine do something again and again, until stop, which waits for it.
+func meanwhile(f func()) (stop func()) {
+	var over atomic.Bool
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for !over.Load() {
+			f()
+		}
+	}()
+	return func() { over.Store(true); <-stopped }
 }
 
 // untilAsked ends a wait as soon as the runtime asks for the P, or returns false after so many looks. Nothing that it calls can be
