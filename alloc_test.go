@@ -135,6 +135,7 @@ func TestEchoAllocates0(t *testing.T) {
 		for _, kind := range echoKinds {
 			t.Run(kind, func(t *testing.T) {
 				testutil.CheckLeaks(t)
+				fakeSurroundings(t, surroundingsNow()) // To read them, once a second, allocates, however many echoes there are.
 				addr := serveEchoes(t, config, kind)
 				clients := make([]*rawClient, conns)
 				for i := range clients {
