@@ -81,6 +81,7 @@ func inCPUSet(t *testing.T, f func(t *testing.T, config Config, set cpuset, firs
 		}
 		eachBackend(t, func(t *testing.T, config Config) {
 			testutil.CheckLeaks(t)
+			lookOften(t)
 			set.allow(t, allowed...)
 			f(t, config, set, allowed[0], allowed[1])
 		})

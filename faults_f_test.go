@@ -547,6 +547,7 @@ func TestF19CPUIsTaken(t *testing.T) {
 	}
 	eachBackend(t, func(t *testing.T, config Config) {
 		testutil.CheckLeaks(t)
+		lookOften(t)
 		config.Loops, config.CPUs = 1, itoa(allowed[0])
 		config.Dispatch = DispatchInline // A relief would move the loop to another thread.
 		e := newEngine(t, config)

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/pollux-go/pollux/internal/testutil"
 )
@@ -18,6 +19,26 @@ func fakeSurroundings(t *testing.T, s surroundings) *atomic.Pointer[surroundings
 	surroundingsNow = func() surroundings { return *now.Load() }
 	t.Cleanup(func() { surroundingsNow = before }) // The engines are closed by then.
 	return &now
+}
+
+// lookOften has the watchdog look each 100 ms where the loops run, and what is around them, and isolation which threads there are. It
+// returns those 100 ms. A second is long for tests.
+func lookOften(t *testing.T) time.Duration {
+	set := func(each time.Duration) time.Duration {
+		dog.mu.Lock()
+		defer dog.mu.Unlock()
+		before := dog.each
+		dog.each = each
+		return before
+	}
+	const often = 100 * time.Millisecond
+	before, period := set(often), sweepPeriod
+	sweepPeriod = often
+	t.Cleanup(func() {
+		set(before)
+		sweepPeriod = period
+	})
+	return often
 }
 
 // TestProcsFollow changes how many CPUs there are, and the quota, while engines run: GOMAXPROCS is what the runtime would make of
@@ -87,6 +108,7 @@ func TestProcsFollow(t *testing.T) {
 func TestSpinFollows(t *testing.T) {
 	eachBackend(t, func(t *testing.T, config Config) {
 		testutil.CheckLeaks(t)
+		lookOften(t)
 		now := fakeSurroundings(t, surroundings{cpus: 8})
 		config.Loops, config.Spin, config.Logger = 1, SpinAuto, slog.New(slog.DiscardHandler)
 		e := newEngine(t, config)

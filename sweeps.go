@@ -5,13 +5,11 @@ import "time"
 // sweeps goes through the threads of the process from time to time, and makes them like something.
 type sweeps struct{ stop, ended chan struct{} }
 
-const (
-	// sweepPeriod is how often it looks for threads that it does not know.
-	sweepPeriod = time.Second
+// sweepPeriod is how often it looks for threads that it does not know.
+var sweepPeriod = time.Second // Tests change it, before there is an engine.
 
-	// sweepsMost bounds how often it goes through them each time.
-	sweepsMost = 10
-)
+// sweepsMost bounds how often it goes through them each time.
+const sweepsMost = 10
 
 // untilNone sweeps until it finds nothing more to do: a thread that was not changed yet may have made another one meanwhile,
 // after the list was read, which is like it.
@@ -23,13 +21,13 @@ func untilNone(sweep func() (changed bool)) {
 	}
 }
 
-// begin sweeps, and again every second.
+// begin sweeps, and again every sweepPeriod.
 func (s *sweeps) begin(sweep func() (changed bool)) {
 	s.stop, s.ended = make(chan struct{}), make(chan struct{})
 	untilNone(sweep)
+	tick := time.NewTicker(sweepPeriod)
 	go func() {
 		defer close(s.ended)
-		tick := time.NewTicker(sweepPeriod)
 		defer tick.Stop()
 		for {
 			select {

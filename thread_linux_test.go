@@ -360,6 +360,7 @@ func TestProcsCollector(t *testing.T) {
 func TestProcsChanged(t *testing.T) {
 	testutil.CheckLeaks(t)
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
+	each := lookOften(t)
 	log := &lines{}
 	e := newEngine(t, Config{Loops: 1, Logger: log.logger()})
 	s, _ := bind(t, e, "tcp", echo{})
@@ -368,7 +369,7 @@ func TestProcsChanged(t *testing.T) {
 	runtime.GOMAXPROCS(n)
 	told := func() int { return strings.Count(strings.Join(log.all(), "\n"), "GOMAXPROCS was set") }
 	eventually(t, "the log line", func() bool { ping(t, c); return told() > 0 })
-	for end := time.Now().Add(repinPeriod + 100*time.Millisecond); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(4 * each); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		ping(t, c) // The watchdog looks again.
 	}
 	if got := runtime.GOMAXPROCS(0); told() != 1 || got != n {

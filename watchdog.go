@@ -21,14 +21,16 @@ import (
 // It looks every 25 ms as long as a loop does something, and sleeps otherwise; a loop that begins to do something wakes it. It calls
 // nobody's logger itself: see teller.
 type watchdog struct {
-	mu    sync.Mutex // protects loops and ended
+	mu    sync.Mutex // protects loops, ended, pinned and each
 	loops map[*loop]*watched
 	ended chan struct{} // of the goroutine that runs; nil: none does
 
 	asleep atomic.Bool
 	wake   chan struct{}
 	stop   chan struct{}
-	pinned time.Time // when it last looked where the loops run
+
+	pinned time.Time     // when it last looked where the loops run
+	each   time.Duration // and how often it does
 }
 
 // watched is what the watchdog knows of a loop.
@@ -43,7 +45,7 @@ type watched struct {
 	rescues    uint64 // that were logged
 }
 
-var dog = watchdog{loops: map[*loop]*watched{}, wake: make(chan struct{}, 1)}
+var dog = watchdog{loops: map[*loop]*watched{}, wake: make(chan struct{}, 1), each: time.Second}
 
 // stuckAfter is how long a callback may run before the watchdog counts it, and how often it looks.
 const stuckAfter = 25 * time.Millisecond
@@ -57,9 +59,6 @@ const (
 	watchdogQuiet = 4
 	watchdogPause = time.Second
 )
-
-// repinPeriod is how often it looks whether the kernel has moved a loop.
-const repinPeriod = time.Second
 
 // repin follows a change of the CPUs that the process may use. With Isolate, isolation does that, as it has to follow.
 func (l *loop) repin() {
@@ -181,7 +180,7 @@ func (w *watchdog) run(stop, ended chan struct{}) {
 func (w *watchdog) look() (active bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	repin := time.Since(w.pinned) >= repinPeriod
+	repin := time.Since(w.pinned) >= w.each
 	var around surroundings
 	if repin {
 		w.pinned, around = time.Now(), surroundingsNow()
