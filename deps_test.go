@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
-	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -110,25 +109,6 @@ func TestRequirements(t *testing.T) {
 		if !slices.Contains(allowed, r.Path) {
 			t.Errorf("go.mod requires %s", r.Path)
 		}
-	}
-}
-
-// TestOtherSystems builds and vets for systems where pollux does not run: there New returns errors.ErrUnsupported, and
-// programs that import it still build.
-func TestOtherSystems(t *testing.T) {
-	if testing.Short() {
-		t.Skip("it builds the standard library for other systems")
-	}
-	for _, system := range []string{"darwin", "windows"} {
-		t.Run(system, func(t *testing.T) {
-			for _, args := range [][]string{{"build"}, {"vet"}} {
-				cmd := exec.Command("go", append(args, ".", "./poller", "./scheduler", "./internal/sys")...)
-				cmd.Env = append(os.Environ(), "GOOS="+system, "GOARCH=amd64", "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false")
-				if out, err := cmd.CombinedOutput(); err != nil {
-					t.Errorf("go %s: %v\n%s", args[0], err, out)
-				}
-			}
-		})
 	}
 }
 
