@@ -50,23 +50,27 @@ systems: ## build and vet for the other systems, with what `make lint` cannot se
 	done
 	@GOARCH=386 $(GO) build ./internal/sys 2>&1 | grep -q polluxNeeds64Bits || { echo "386 must not build: internal/sys/bits_linux.go"; exit 1; }
 
+# The sweeps, and most of the test module, wait for what does not come: they run beside the other tests.
+define both_modules
+	$(1) -c -o /dev/null .
+	@echo "$(1) $(PACKAGES), here and in test"
+	@$(1) -skip Sweep $(PACKAGES) & most=$$!; $(1) -run Sweep . && cd test && $(1) $(PACKAGES); rest=$$?; wait $$most && exit $$rest
+endef
+
 .PHONY: test-plain
 test-plain: ## the tests, and those of the net API against package net's
-	$(GO) test $(PACKAGES)
-	cd test && $(GO) test $(PACKAGES)
+	$(call both_modules,$(GO) test)
 	cd bench && $(GO) test $(PACKAGES)
 	cd metrics/prometheus && $(GO) test $(PACKAGES)
 	POLLUX_DISPATCH=workers $(GO) test -run 'Test[ABDFH][0-9]' .
 
 .PHONY: test-nocgo
 test-nocgo: ## the tests of a build without cgo
-	CGO_ENABLED=0 $(GO) test $(PACKAGES)
-	cd test && CGO_ENABLED=0 $(GO) test $(PACKAGES)
+	$(call both_modules,CGO_ENABLED=0 $(GO) test)
 
 .PHONY: test-race
 test-race: ## the tests under the race detector
-	$(GO) test -race -timeout 20m $(PACKAGES)
-	cd test && $(GO) test -race $(PACKAGES)
+	$(call both_modules,$(GO) test -race -timeout 20m)
 
 .PHONY: test-nettest
 test-nettest: ## golang.org/x/net/nettest, 20 times under the race detector
