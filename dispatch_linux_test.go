@@ -1298,6 +1298,41 @@ func slowHandlerMoves(t *testing.T, config Config) {
 	a.wait(t, 1)
 }
 
+// TestLateWorkers has a slow handler sleep where there is one worker for all, so that its calls come late: it is doubted that they are
+// slow, and it comes back.
+func TestLateWorkers(t *testing.T) {
+	eachBackend(t, func(t *testing.T, config Config) {
+		testutil.CheckLeaks(t)
+		config.Dispatch, config.Loops, config.Workers = DispatchSteal, 1, 1
+		e := newEngine(t, config)
+		s, _ := bind(t, e, "tcp", funcs{data: func(c *Conn) error {
+			if b, _ := c.Peek(1); b[0] == 's' {
+				time.Sleep(3 * time.Millisecond)
+			}
+			return echo{}.OnData(c)
+		}})
+		var conns [16]net.Conn
+		for i := range conns {
+			conns[i] = dial(t, s.Addrs()[0])
+		}
+		s.pace.bucket.Store(slowMost)
+		s.pace.isSlow.Store(true)
+		eventually(t, "a doubt", func() bool {
+			const texts = "sfffffffsfffffff" // Two of the calls are slow, and the others wait for them.
+			for i, c := range conns {
+				io.WriteString(c, texts[i:i+1])
+			}
+			for i, c := range conns {
+				expect(t, c, texts[i:i+1])
+			}
+			return s.pace.doubted.Load() || !s.pace.slow()
+		})
+		if !s.pace.doubted.Load() {
+			t.Error("it is fast, and was never doubted")
+		}
+	})
+}
+
 // TestDialWaitsForOnOpen has OnOpen take its time, wherever it runs: Dial returns when it has returned, or the connection is
 // closed.
 func TestDialWaitsForOnOpen(t *testing.T) {

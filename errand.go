@@ -49,6 +49,7 @@ type errand struct {
 	paused  bool
 	silent  bool
 	clocked bool   // whether it is measured: see looksInto
+	sent    int64  // then: the instant at which it was sent away
 	began   int64  // with a relief: the instant at which the callback began
 	spent   spent  // and what the thread had spent before
 	lent    []byte // and the loop's buffer, which it may look at
@@ -191,7 +192,9 @@ func (l *loop) sendAway(c *Conn, what callback, reason error, fns ...func(*Conn)
 		return false
 	}
 	r.conn, r.what, r.err = c, what, reason
-	r.clocked = l.looksInto(c, what)
+	if r.clocked = l.looksInto(c, what); r.clocked {
+		r.sent = poller.Nanotime()
+	}
 	shared := what == onData && !l.offloads(c)
 	r.fns = append(r.fns, fns...)
 	if c.in.memory == 0 && len(c.in.view) > 0 {
@@ -271,10 +274,10 @@ func (r *errand) run() {
 	if !r.clocked {
 		return
 	}
-	took, slow := before.slowSince(began)
+	took, v := before.judgeSince(began)
 	r.loop.timesAway.NoteShared(took)
-	c.service.pace.note(slow, r.loop.slowWeight())
-	if r.what == onClose && slow {
+	c.service.pace.noteAway(v, began-r.sent, r.loop.slowWeight())
+	if r.what == onClose && v != quick {
 		r.loop.lookout.slowEnd.Store(true)
 	}
 }

@@ -37,10 +37,30 @@ func (l *loop) slowWeight() int32 {
 	return slowWeight
 }
 
+// On workers, where goroutines wait for a P as long as a slow call takes, or longer, a call that has waited in its middle tells nothing
+// of its handler; and to wait for a worker each time is worse for all than what the handler does now and then. It is so when more than
+// one call in lateWeight waits for its worker for longer than lateCall, which counts in another bucket. Calls that have slept are not
+// counted then. So a handler comes back that was taken for slow by mistake; if it is slow all the same, that is soon found on the loop,
+// and it is believed for believeLeast, and for twice as long each time that it comes back and goes.
+const (
+	lateCall     = time.Millisecond
+	lateWeight   = 8
+	lateEnough   = 4 * lateWeight
+	lateMost     = 8 * lateWeight
+	believeLeast = int64(time.Second)
+	believeMost  = 64 * believeLeast
+	soon         = int64(time.Second) / 2
+)
+
 // pace is what is known of how fast a service's handler is. Anybody may use it; what gets lost between two of them does not matter.
 type pace struct {
-	bucket atomic.Int32
-	isSlow atomic.Bool
+	bucket  atomic.Int32
+	isSlow  atomic.Bool
+	late    atomic.Int32 // the bucket of calls that came late to a worker
+	doubted atomic.Bool  // calls that have slept were not counted since it is slow
+	back    atomic.Int64 // the instant at which it was last found not to be slow
+	pause   atomic.Int64 // how long it was believed last,
+	believe atomic.Int64 // and the instant until which it is
 }
 
 func (p *pace) slow() bool { return p.isSlow.Load() }
@@ -51,13 +71,49 @@ func (p *pace) note(slow bool, weight int32) {
 		switch n := p.bucket.Add(weight); {
 		case n > slowMost:
 			p.bucket.Store(slowMost)
-		case n >= slowEnough:
-			p.isSlow.Store(true)
+		case n >= slowEnough && !p.isSlow.Swap(true):
+			p.leave(poller.Nanotime())
 		}
 		return
 	}
-	if p.bucket.Load() > 0 && p.bucket.Add(-1) <= 0 {
-		p.isSlow.Store(false)
+	p.drain(1)
+}
+
+// drain takes something out of the bucket.
+func (p *pace) drain(n int32) {
+	if p.bucket.Load() > 0 && p.bucket.Add(-n) <= 0 && p.isSlow.Swap(false) {
+		p.bucket.Store(0)
+		p.back.Store(poller.Nanotime())
+	}
+}
+
+// leave notes that the handler is slow from now on.
+func (p *pace) leave(now int64) {
+	if !p.doubted.Swap(false) || now-p.back.Load() > soon {
+		p.pause.Store(0)
+		return
+	}
+	pause := min(max(2*p.pause.Load(), believeLeast), believeMost)
+	p.pause.Store(pause)
+	p.believe.Store(now + pause)
+}
+
+// noteAway is note for a call on a worker, which has waited for it for so many nanoseconds.
+func (p *pace) noteAway(v verdict, waited int64, weight int32) {
+	if waited > int64(lateCall) {
+		if p.late.Add(lateWeight) > lateMost {
+			p.late.Store(lateMost)
+		}
+	} else if p.late.Load() > 0 {
+		p.late.Add(-1)
+	}
+	switch doubt := v != slow && p.late.Load() >= lateEnough && poller.Nanotime() >= p.believe.Load(); {
+	case doubt && v == asleep:
+		p.doubted.Store(true)
+	case doubt:
+		p.drain(measureEach) // It comes back anyway.
+	default:
+		p.note(v != quick, weight)
 	}
 }
 
@@ -144,25 +200,50 @@ func spentNow() spent {
 	return s
 }
 
-// slow tells whether a call was slow that has begun at an instant, after s, took so many nanoseconds, and has ended with now.
+// verdict is what is to be said of a call.
+type verdict uint8
+
+const (
+	quick  verdict = iota
+	asleep         // it is slow, unless what it has waited for was a P: see noteAway and interrupted
+	slow
+)
+
+// judge says whether a call was slow that has begun at an instant, after s, took so many nanoseconds, and has ended with now.
 // Of what the thread has used since s, the time before the call is not counted as the call's.
-func (s spent) slow(began, took int64, now spent) bool {
+func (s spent) judge(began, took int64, now spent) verdict {
 	switch {
 	case took <= int64(slowCall):
-		return false
+		return quick
 	case s.at == 0 || now.at == 0:
-		return true // It is not known.
+		return slow // It is not known.
 	case s.tid != now.tid:
-		return true // Its goroutine has slept.
+		return asleep // Its goroutine has.
+	case now.cpu-s.cpu-(began-s.at) > int64(slowCompute):
+		return slow
+	case s.waits != now.waits:
+		return asleep
 	}
-	return s.waits != now.waits || now.cpu-s.cpu-(began-s.at) > int64(slowCompute)
+	return quick
 }
 
-// slowSince is slow for a call that ends now, on the calling thread, and tells how long it took.
-func (s spent) slowSince(began int64) (took int64, slow bool) {
+// judgeSince is judge for a call that ends now, on the calling thread, and tells how long it took.
+func (s spent) judgeSince(began int64) (took int64, v verdict) {
 	took = poller.Nanotime() - began
-	return took, took > int64(slowCall) && s.slow(began, took, spentNow())
+	if took <= int64(slowCall) {
+		return took, quick
+	}
+	return took, s.judge(began, took, spentNow())
 }
+
+// askedAfter is a bit less than what the runtime's monitor leaves a goroutine its P for (forcePreemptNS in runtime/proc.go): a slow call
+// that only waits for a P has computed for less than the rest before.
+const askedAfter = int64(10*time.Millisecond - 2*slowCompute)
+
+// interrupted tells whether a call on a loop that looks as if it had slept may have lost its P to the monitor meanwhile: the time slice
+// of the loop was at its end when it began. The loop's thread, which runs nothing else, sleeps until it has one again: for some hundred
+// microseconds, or some milliseconds where all other threads are kept off its CPU and those that compute have theirs.
+func interrupted(sliceBegan, began int64) bool { return began-sliceBegan >= askedAfter }
 
 // beginTurn and endTurn clock a turn.
 func (l *loop) beginTurn(events int) {
@@ -186,13 +267,19 @@ func (l *loop) endTurn() {
 func (l *loop) measured(c *Conn) {
 	now, began := poller.Nanotime(), l.callAt.Load()
 	l.callAt.Store(0)
-	slow, took := false, now-began
+	v, took := quick, now-began
 	l.times.Note(took)
 	if took > int64(slowCall) {
 		before := l.spent
 		l.spent = spentNow()
-		slow = before.slow(began, took, l.spent)
+		if v = before.judge(began, took, l.spent); v == asleep {
+			if interrupted(l.inner.SliceBegan(), began) {
+				v = quick
+			}
+			l.inner.BeginSlice(now) // Whatever it has waited for.
+		}
 	}
+	slow := v != quick
 	c.service.pace.note(slow, l.slowWeight())
 	if slow {
 		l.timing.found = true

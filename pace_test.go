@@ -2,8 +2,11 @@ package pollux
 
 import (
 	"math/rand/v2"
+	"runtime"
 	"testing"
 	"time"
+
+	"github.com/pollux-go/pollux/poller"
 )
 
 // Callbacks are measured for a time after a long turn. Where long turns have no slow callback, the pauses between two such times
@@ -153,39 +156,142 @@ func TestLookoutNote(t *testing.T) {
 	}
 }
 
-// TestSpentSlow tells slow calls from those that others have taken the CPU from.
-func TestSpentSlow(t *testing.T) {
+// TestJudge tells slow calls from those that others have taken the CPU from.
+func TestJudge(t *testing.T) {
 	const us = int64(time.Microsecond)
 	before := spent{at: 1000 * us, tid: 7, cpu: 5000 * us, waits: 3}
 	for name, test := range map[string]struct {
 		earlier, took, cpu, waits int64 // since before: until the call has begun; the call; both
 		tid                       int
-		want                      bool
+		want                      verdict
 	}{
-		"fast, and has slept":                {0, 200, 10, 1, 7, false},
-		"sleeps":                             {0, 201, 10, 1, 7, true},
-		"waits for a CPU":                    {0, 9000, 100, 0, 7, false},
-		"computes":                           {0, 600, 501, 0, 7, true},
-		"computes for a moment":              {0, 600, 500, 0, 7, false},
-		"computes and waits for a CPU":       {0, 9000, 501, 0, 7, true},
-		"others have computed in that turn":  {5000, 9000, 5500, 0, 7, false},
-		"others have, and it computes":       {5000, 9000, 5501, 0, 7, true},
-		"others have waited for a CPU":       {5000, 9000, 100, 0, 7, false},
-		"its goroutine goes on elsewhere":    {0, 201, 10, 0, 8, true},
-		"fast, and on another thread by now": {0, 200, 10, 0, 8, false},
+		"fast, and has slept":                {0, 200, 10, 1, 7, quick},
+		"sleeps":                             {0, 201, 10, 1, 7, asleep},
+		"waits for a CPU":                    {0, 9000, 100, 0, 7, quick},
+		"computes":                           {0, 600, 501, 0, 7, slow},
+		"computes for a moment":              {0, 600, 500, 0, 7, quick},
+		"computes and waits for a CPU":       {0, 9000, 501, 0, 7, slow},
+		"computes and sleeps":                {0, 9000, 501, 1, 7, slow},
+		"others have computed in that turn":  {5000, 9000, 5500, 0, 7, quick},
+		"others have, and it computes":       {5000, 9000, 5501, 0, 7, slow},
+		"others have waited for a CPU":       {5000, 9000, 100, 0, 7, quick},
+		"its goroutine goes on elsewhere":    {0, 201, 10, 0, 8, asleep},
+		"fast, and on another thread by now": {0, 200, 10, 0, 8, quick},
 	} {
 		began := before.at + test.earlier*us
 		now := spent{at: began + test.took*us, tid: test.tid, cpu: before.cpu + test.cpu*us, waits: before.waits + test.waits}
-		if got := before.slow(began, test.took*us, now); got != test.want {
+		if got := before.judge(began, test.took*us, now); got != test.want {
 			t.Errorf("%s: %v", name, got)
 		}
+		want := quick
+		if test.took > 200 {
+			want = slow
+		}
 		for _, unknown := range []spent{before, now} {
-			if got, want := (spent{}).slow(began, test.took*us, unknown), test.took > 200; got != want {
+			if got := (spent{}).judge(began, test.took*us, unknown); got != want {
 				t.Errorf("%s, and it is not known what it spent before: %v", name, got)
 			}
-			if got, want := unknown.slow(began, test.took*us, spent{}), test.took > 200; got != want {
+			if got := unknown.judge(began, test.took*us, spent{}); got != want {
 				t.Errorf("%s, and it is not known what it has spent: %v", name, got)
 			}
+		}
+	}
+}
+
+// A handler whose calls look as if they had slept, on workers that come late, is not slow for that; on workers that come at once, or if
+// its calls compute, it is. Where it goes back and forth, it is believed for a while, and longer each time.
+func TestPaceAway(t *testing.T) {
+	const atOnce, late = int64(lateCall), int64(lateCall) + 1
+	calls := func(p *pace, n int, v verdict, waited int64) { // Of which one in fifty is so.
+		for i := range n {
+			if i%50 == 0 {
+				p.noteAway(v, waited, slowWeight)
+			} else {
+				p.noteAway(quick, waited, slowWeight)
+			}
+		}
+	}
+	leaves := func(p *pace) {
+		t.Helper()
+		p.note(true, slowWeight)
+		p.note(true, slowWeight)
+		if !p.slow() {
+			t.Error("after two slow calls on the loop it is not slow")
+		}
+	}
+	for _, test := range []struct {
+		v      verdict
+		waited int64
+		want   bool
+	}{{asleep, atOnce, true}, {slow, atOnce, true}, {slow, late, true}, {asleep, late, false}} {
+		p := new(pace)
+		leaves(p)
+		if calls(p, 20_000, test.v, test.waited); p.slow() != test.want {
+			t.Errorf("with one call in fifty %v, each %d ns late, it is slow: %v", test.v, test.waited, p.slow())
+		}
+	}
+	p := new(pace)
+	leaves(p)
+	for pause := int64(0); pause < believeMost; {
+		if p.believe.Store(0); p.slow() { // As if that time had passed.
+			calls(p, 20_000, asleep, late)
+		}
+		if p.slow() {
+			t.Fatal("it does not come back")
+		}
+		leaves(p)
+		if got, want := p.pause.Load(), min(max(2*pause, believeLeast), believeMost); got != want {
+			t.Fatalf("it is believed for %v, want %v", time.Duration(got), time.Duration(want))
+		}
+		pause = p.pause.Load()
+		if calls(p, 20_000, asleep, late); !p.slow() {
+			t.Error("it is not believed")
+		}
+	}
+	p.believe.Store(0)
+	calls(p, 20_000, asleep, late)
+	p.back.Add(-soon - 1)
+	if leaves(p); p.pause.Load() != 0 {
+		t.Error("it was fast for a while, and is believed all the same")
+	}
+	p.believe.Store(0)
+	calls(p, 2000, quick, atOnce)
+	if leaves(p); p.pause.Load() != 0 {
+		t.Error("no call of it was doubted, and it is believed more than others")
+	}
+}
+
+// A call that its loop's thread has slept in is slow, but not where it may have slept for a P. Either way there is a new slice then.
+func TestMeasuredAsleep(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	for name, test := range map[string]struct {
+		age  time.Duration // of the slice when the call begins
+		want bool
+	}{"a new slice": {time.Millisecond, true}, "an old one": {time.Duration(askedAfter), false}} {
+		l := &loop{inner: poller.NewLoop(nil, nil)}
+		c := &Conn{service: new(Service)}
+		l.spent = spentNow()
+		began := poller.Nanotime()
+		l.inner.BeginSlice(began - int64(test.age))
+		l.callAt.Store(began)
+		time.Sleep(2 * time.Millisecond)
+		l.measured(c)
+		if got := c.service.pace.bucket.Load() > 0; got != test.want {
+			t.Errorf("%s: it is slow: %v", name, got)
+		}
+		if l.inner.SliceBegan() < began {
+			t.Errorf("%s: it has no new slice", name)
+		}
+	}
+}
+
+// What a call waits for that begins late in a time slice may be a P.
+func TestInterrupted(t *testing.T) {
+	const began = int64(time.Hour)
+	for age, want := range map[time.Duration]bool{0: false, 8999 * time.Microsecond: false, 9 * time.Millisecond: true, time.Hour: true} {
+		if got := interrupted(began-int64(age), began); got != want {
+			t.Errorf("%v after the slice began: %v", age, got)
 		}
 	}
 }

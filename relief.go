@@ -499,8 +499,9 @@ func (l *loop) endStuck(err error) bool {
 	if r == nil {
 		return false
 	}
-	took, slow := r.spent.slowSince(r.began)
+	took, v := r.spent.judgeSince(r.began)
 	l.timesAway.NoteShared(took)
+	slow := v != quick
 	if slow {
 		r.loop.lookout.slowEnd.Store(true)
 	}

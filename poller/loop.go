@@ -36,8 +36,10 @@ type Loop struct {
 	stopped atomic.Bool
 
 	timers  timers
-	now     int64 // the instant of this turn; 0: not asked for yet
-	renewed int64 // the instant at which its time slice last began
+	now     int64  // the instant of this turn; 0: not asked for yet
+	renewed int64  // the instant at which it last began a new time slice
+	sliced  int64  // the instant at which one began that it has not begun itself
+	asks    uint64 // what the hot waits had been asked by then
 	slice   slice
 	blind   bool     // see isBlind
 	scout   *scout   // of these:
@@ -105,6 +107,13 @@ func (l *Loop) Spin(d time.Duration, adaptive bool) {
 // before Run.
 func (l *Loop) Attend(pulse *atomic.Uint64, asked *uint32) { l.pulse, l.hold.Asked = pulse, asked }
 
+// SliceBegan returns the instant at which the loop's time slice has begun, as far as it is known; it may have begun later. The runtime's
+// monitor asks for the P of a goroutine whose slice began 10 ms ago. It is for the goroutine that runs the loop.
+func (l *Loop) SliceBegan() int64 { return max(l.renewed, l.sliced) }
+
+// BeginSlice tells the loop that its time slice has begun at an instant or later. It is for the goroutine that runs the loop.
+func (l *Loop) BeginSlice(at int64) { l.sliced = max(l.sliced, at) }
+
 // Backend returns what the loop waits on.
 func (l *Loop) Backend() Backend { return l.backend }
 
@@ -166,6 +175,9 @@ func (l *Loop) run(follow bool) error {
 			l.counters.rescues.Add(1)
 		}
 		l.count(n, timeout)
+		if l.asks != l.hold.Asks {
+			l.asks, l.sliced = l.hold.Asks, l.begun
+		}
 		if err != nil {
 			l.Stop()
 			ended = true

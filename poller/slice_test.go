@@ -352,6 +352,52 @@ func TestTriesAreAnnounced(t *testing.T) {
 	}
 }
 
+// heldTurns are turns of a backend whose waits the runtime ends.
+type heldTurns struct {
+	hotTurns
+	hold *poller.Hold
+}
+
+func (b *heldTurns) Hold(h *poller.Hold) { b.hold = h }
+
+// TestSliceBegan has the runtime ask for the P of a hot loop now and then: the loop knows that its slice has begun since, at the end of
+// that wait and not of another one; and so it does where it is told.
+func TestSliceBegan(t *testing.T) {
+	testutil.CheckLeaks(t)
+	const rounds = 30
+	b := &heldTurns{hotTurns: hotTurns{turns{left: rounds}}}
+	before, at, asks := int64(0), int64(0), 0
+	b.asked = func() {
+		before = b.loop.SliceBegan()
+		if at = poller.Nanotime(); b.left%3 == 0 && b.hold != nil {
+			b.hold.Asks++ // As the end of a wait does.
+			asks++
+			before = 0
+		}
+	}
+	b.loop = poller.NewLoop(b, &sink{onReady: func(poller.Event) {
+		began := b.loop.SliceBegan()
+		if before == 0 && began < at || before != 0 && began != before {
+			t.Errorf("the slice began at %d, in a wait that began at %d; before at %d", began, at, before)
+		}
+		if b.left == rounds/2 {
+			b.loop.BeginSlice(at - 1)
+			if b.loop.SliceBegan() != began && began >= at {
+				t.Error("a slice has begun before the last one")
+			}
+			now := poller.Nanotime()
+			if b.loop.BeginSlice(now); b.loop.SliceBegan() != now {
+				t.Error("it was told that its slice has begun, and has not heard")
+			}
+		}
+	}})
+	b.loop.Heat(time.Hour)
+	run(t, b.loop)
+	if asks < rounds/3-2 {
+		t.Errorf("it was asked %d times in %d waits", asks, rounds)
+	}
+}
+
 // TestTicks has a P count as the runtime does, in the worst case: there is always somebody in the queue that all Ps share. The loop
 // knows when it is their turn after it has been so once, and nobody else but the loop waits for them.
 func TestTicks(t *testing.T) {

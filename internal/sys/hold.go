@@ -8,4 +8,7 @@ type Hold struct {
 	// woken: see Ask. The runtime gets the P as soon as the goroutine calls a function that can be preempted, which this is before.
 	// Its signal ends the wait, mostly, but not one that an event has ended already while the thread waited for its CPU.
 	Asked *uint32
+
+	// Asks counts how often that was so. It is for the goroutine that waits.
+	Asks uint64
 }

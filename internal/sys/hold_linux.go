@@ -13,6 +13,7 @@ import (
 //go:nosplit
 func (h *Hold) tell(errno Errno) {
 	if errno == EINTR || preemptAsked() {
+		h.Asks++
 		h.Ask()
 	}
 }

@@ -95,9 +95,15 @@ func TestHoldTellsOfRequests(t *testing.T) {
 	if h.Ask(); asked != before+1 {
 		t.Error("it was to tell, and has not")
 	}
+	if h.Asks != uint64(before) {
+		t.Errorf("%d requests are counted, and %d were told of", h.Asks, before)
+	}
 	none := new(Hold)
 	none.tell(EINTR)
 	none.Ask()
+	if none.Asks != 1 {
+		t.Errorf("%d requests are counted where nobody is told, want 1", none.Asks)
+	}
 }
 
 // meanwhile has another goroutine do something again and again, until stop, which waits for it.
