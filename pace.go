@@ -43,7 +43,7 @@ func (l *loop) slowWeight() int32 {
 // counted then. So a handler comes back that was taken for slow by mistake; if it is slow all the same, that is soon found on the loop,
 // and it is believed for believeLeast, and for twice as long each time that it comes back and goes.
 const (
-	lateCall     = time.Millisecond
+	lateCall     = int64(time.Millisecond)
 	lateWeight   = 8
 	lateEnough   = 4 * lateWeight
 	lateMost     = 8 * lateWeight
@@ -100,7 +100,7 @@ func (p *pace) leave(now int64) {
 
 // noteAway is note for a call on a worker, which has waited for it for so many nanoseconds.
 func (p *pace) noteAway(v verdict, waited int64, weight int32) {
-	if waited > int64(lateCall) {
+	if waited > lateCall {
 		if p.late.Add(lateWeight) > lateMost {
 			p.late.Store(lateMost)
 		}
@@ -110,7 +110,7 @@ func (p *pace) noteAway(v verdict, waited int64, weight int32) {
 	switch doubt := v != slow && p.late.Load() >= lateEnough && poller.Nanotime() >= p.believe.Load(); {
 	case doubt && v == asleep:
 		p.doubted.Store(true)
-	case doubt:
+	case doubt && p.slow():
 		p.drain(measureEach) // It comes back anyway.
 	default:
 		p.note(v != quick, weight)

@@ -201,7 +201,7 @@ func TestJudge(t *testing.T) {
 // A handler whose calls look as if they had slept, on workers that come late, is not slow for that; on workers that come at once, or if
 // its calls compute, it is. Where it goes back and forth, it is believed for a while, and longer each time.
 func TestPaceAway(t *testing.T) {
-	const atOnce, late = int64(lateCall), int64(lateCall) + 1
+	const atOnce, late = lateCall, lateCall + 1
 	calls := func(p *pace, n int, v verdict, waited int64) { // Of which one in fifty is so.
 		for i := range n {
 			if i%50 == 0 {
@@ -228,6 +228,20 @@ func TestPaceAway(t *testing.T) {
 		leaves(p)
 		if calls(p, 20_000, test.v, test.waited); p.slow() != test.want {
 			t.Errorf("with one call in fifty %v, each %d ns late, it is slow: %v", test.v, test.waited, p.slow())
+		}
+	}
+	for _, slow := range []bool{false, true} { // It comes back sooner where it is doubted; one that has not gone is not less likely to go.
+		p := new(pace)
+		p.late.Store(lateMost)
+		p.isSlow.Store(slow)
+		p.bucket.Store(slowWeight)
+		p.noteAway(quick, late, slowWeight)
+		want := int32(slowWeight - 1)
+		if slow {
+			want = slowWeight - measureEach
+		}
+		if got := p.bucket.Load(); got != want {
+			t.Errorf("a quick call of a handler that is slow, %v, leaves %d in the bucket, want %d", slow, got, want)
 		}
 	}
 	p := new(pace)

@@ -176,7 +176,8 @@ func (l *Loop) run(follow bool) error {
 		}
 		l.count(n, timeout)
 		if l.asks != l.hold.Asks {
-			l.asks, l.sliced = l.hold.Asks, l.begun
+			l.asks = l.hold.Asks
+			l.BeginSlice(l.begun)
 		}
 		if err != nil {
 			l.Stop()
